@@ -1,0 +1,479 @@
+"""The SB3 shell that the algorithms share: collect, update the policy, fit the critic, log."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+import warnings
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo_ext.checks import constant_of, default_of, require, require_choice
+from sb3_trpo_ext.critic import (
+    AdamSettings,
+    CriticProblem,
+    CriticReport,
+    FitOutcome,
+    GaussNewtonSettings,
+    fit_adam,
+    fit_gauss_newton,
+)
+from sb3_trpo_ext.numerics.averages import chunks_of
+from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
+from sb3_trpo_ext.objectives import SinglePathSurrogate, normalize_advantages
+from sb3_trpo_ext.observations import entries_per_state, leaves, length, take
+from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.sampling.actor import Actor, SB3Actor, TorchActor, numpy_actor
+from sb3_trpo_ext.sampling.buffers import adds_like_sb3
+from sb3_trpo_ext.sampling.single_path import collect_single_path
+from sb3_trpo_ext.standard_policies import calls_like_sb3, fixed_features, mlp_actor, mlp_critic, overrides
+from sb3_trpo_ext.trust_region import StepOutcome, TrustRegionReport
+
+SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
+
+CriticChoice = Literal["adam", "gauss_newton", "none"]
+
+LARGEST_USABLE = 1e18
+"""Beyond this, squares overflow single precision."""
+
+_ADAM_KEYWORDS = ("learning_rate", "batch_size", "n_critic_updates", "max_grad_norm")
+_GAUSS_NEWTON_KEYWORDS = ("critic_steps", "critic_cg_steps")
+_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
+    "adam": _GAUSS_NEWTON_KEYWORDS,
+    "gauss_newton": _ADAM_KEYWORDS,
+    "none": (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS, "gae_lambda"),
+}
+
+# what sb3_contrib.TRPO does, in our words
+_SB3_CONTRIB_SETTINGS: dict[str, Any] = {
+    "kl_reduction": "mean",
+    "critic": "adam",
+    "line_search_accept_ratio": 0.0,
+}
+
+
+class OnPolicyExt(OnPolicyAlgorithm):
+    """Collect transitions, improve the policy, fit the critic, report. Siblings define the second.
+
+    Constructor arguments are documented at :class:`~sb3_trpo_ext.TRPOExt`. SB3's ``load()`` overwrites
+    ``__dict__`` and calls ``_setup_model()``, so whatever is derived from arguments is made there.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        *,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        batch_size: int,
+        gamma: float,
+        gae_lambda: float,
+        n_critic_updates: int,
+        normalize_advantage: bool,
+        ent_coef: float,
+        critic: CriticChoice,
+        critic_steps: int,
+        critic_cg_steps: int,
+        max_grad_norm: float,
+        values_at_each_step: bool,
+        chunk_size: int | None,
+        rollout_buffer_class: type[RolloutBuffer] | str | None,
+        **sb3_arguments: Any,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,  # the critic is fitted on its own
+            max_grad_norm=max_grad_norm,
+            rollout_buffer_class=_class_of(rollout_buffer_class),
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            **sb3_arguments,
+        )
+        self.batch_size = batch_size
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.critic = critic
+        self.critic_steps = critic_steps
+        self.critic_cg_steps = critic_cg_steps
+        self.critic_damping = 0.1
+        self.values_at_each_step = values_at_each_step
+        self.chunk_size = chunk_size
+        self.outcome_counts: dict[str, int] = {}
+        self.report: TrustRegionReport | None = None
+        self._seconds: dict[str, float] = {}
+        self._check_rollout_size()
+        self._warn_without_effect()
+
+    # -- construction ----------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()
+        if self.critic == "none":
+            # with V = 0 and λ = 1 the advantage is the discounted return itself
+            self.rollout_buffer.gae_lambda = 1.0
+        if self.verbose >= 1:
+            print(self._describe())
+
+    def _check_arguments(self) -> None:
+        """Refuse values that cannot work.
+
+        :raises ValueError: naming the argument, what was expected and what came
+        """
+        require_choice("critic", self.critic, tuple(_WITHOUT_EFFECT))
+        for name in ("batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("ent_coef", self.ent_coef, self.ent_coef >= 0.0, "not negative")
+        require("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0.0, "not negative (0: no clipping)")
+        require("chunk_size", self.chunk_size, self.chunk_size is None or self.chunk_size >= 1, "None or at least 1")
+
+    def _check_rollout_size(self) -> None:
+        """sb3_contrib.TRPO's checks of the rollout against the advantage normalisation and the minibatches."""
+        if self.env is None:
+            return
+        size = self.env.num_envs * self.n_steps
+        # an AssertionError as in sb3_contrib, whose users and tests expect one
+        assert size > 1 or not self.normalize_advantage, (
+            f"`n_steps * n_envs` must be greater than 1 to normalise advantages, got n_steps={self.n_steps} "
+            f"and n_envs={self.env.num_envs}"
+        )
+        if self.critic == "adam" and size % self.batch_size > 0:
+            warnings.warn(
+                f"batch_size={self.batch_size} does not divide n_steps * n_envs = {size}: after "
+                f"{size // self.batch_size} whole minibatches there is one of {size % self.batch_size}",
+                stacklevel=4,
+            )
+
+    def _warn_without_effect(self) -> None:
+        """One warning that names the keywords which the chosen critic does not use."""
+        unused = [
+            f"{name}={getattr(self, name)!r}"
+            for name in _WITHOUT_EFFECT.get(self.critic, ())
+            if constant_of(getattr(self, name)) != default_of(type(self), name)
+        ]
+        if unused:
+            warnings.warn(f"critic={self.critic!r} makes no use of {', '.join(unused)}", stacklevel=4)
+
+    def _describe(self) -> str:
+        """One line on how this model is going to train, printed with ``verbose=1``."""
+        return f"Critic: {self.critic}; acting: {self.actor_path}"
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfOnPolicyExt], path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any
+    ) -> SelfOnPolicyExt:
+        """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
+
+        An archive that sb3_contrib.TRPO saved goes on as it was: KL on its scale, its critic fit, any
+        improvement accepted. Keyword arguments override that.
+        """
+        if "outcome_counts" not in _saved_names(path):
+            kwargs = {**_SB3_CONTRIB_SETTINGS, **kwargs}
+        return super().load(path, env, *args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "report"]
+
+    # -- what subclasses may override --------------------------------------------------------------
+
+    def action_distribution(self, observations: PyTorchObs, samples: RolloutBufferSamples | None = None) -> Distribution:
+        """π_θ(·|s) on a batch of observations. Every distribution, acting included, is made here.
+
+        :param observations: (B, ·)
+        :param samples: the transitions that the observations belong to, with whatever further fields
+            the rollout buffer has; None when acting
+        """
+        return self.policy.get_distribution(observations)
+
+    def predict_values(self, observations: PyTorchObs) -> th.Tensor:
+        """V(s) on a batch of observations, (B, 1); zero without a critic."""
+        if self.critic == "none":
+            return th.zeros(length(observations), 1, device=self.device)
+        return self.policy.predict_values(observations)
+
+    @abstractmethod
+    def _update_policy(self, problem: PolicyProblem) -> TrustRegionReport:
+        """Improve the policy on one batch, or leave it bit for bit."""
+
+    # -- collecting ----------------------------------------------------------------------------------
+
+    @property
+    def actor_path(self) -> str:
+        """How rollouts ask the policy for actions: ``"numpy"``, ``"torch"`` or ``"sb3"``.
+
+        See :mod:`sb3_trpo_ext.sampling.actor`.
+        """
+        return self._make_actor().path
+
+    def _make_actor(self) -> Actor:
+        policy = self.policy
+        if self.values_at_each_step or calls_like_sb3(policy) or not adds_like_sb3(self.rollout_buffer):
+            return SB3Actor(policy)
+        if overrides(self, OnPolicyExt, ("action_distribution",)):
+            return TorchActor(self.action_distribution, policy)
+        fast = numpy_actor(policy, self.n_envs)
+        if fast is not None:
+            return fast
+        if policy.share_features_extractor and any(policy.features_extractor.parameters()):
+            # learned features serve actor and critic: computing them once a step is cheapest
+            return SB3Actor(policy)
+        return TorchActor(self.action_distribution, policy)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the rollout buffer; the contract is SB3's. See :mod:`sb3_trpo_ext.sampling.single_path`."""
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        with self._timed("rollout"):
+            return collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, self._make_actor())
+
+    def as_taken(self, actions: th.Tensor) -> th.Tensor:
+        """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""
+        return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
+
+    def states_per_pass(self, observations: Any) -> int:
+        """How many states go through the networks at once: ``chunk_size``, or about 64 MB of observations."""
+        return self.chunk_size or max(256, 2**24 // entries_per_state(observations))
+
+    # -- updating ------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
+        self._update_learning_rate(self.policy.optimizer)
+        samples = next(iter(self.rollout_buffer.get(batch_size=None)))
+        self.report = critic_report = None
+        fault = self._unusable_quantity(samples)
+        if fault is None:
+            self._refresh_running_statistics(samples.observations)
+            # dropout and batch statistics would make π_old a moving target
+            self.policy.set_training_mode(False)
+            with self._timed("policy"):
+                problem = self._policy_problem(samples)
+                self.report = self._update_policy(problem)
+            self.logger.record("train/entropy", problem.entropy)
+            self._log_policy_step(self.report)
+            fault = _FAULTS.get(self.report.outcome)
+        if fault is None and self.critic != "none":
+            with self._timed("critic"):
+                critic_report = self._fit_critic(samples, problem.parameters)
+            self.logger.record("train/value_loss", critic_report.loss)
+            fault = "value loss" if critic_report.outcome is FitOutcome.NON_FINITE else None
+        if fault is not None:
+            self._warn_of_fault(fault)
+        self._n_updates += 1
+        self._log_update()
+
+    def _policy_problem(self, samples: RolloutBufferSamples) -> PolicyProblem:
+        """L(θ), KL and F of the present policy on these transitions."""
+        observations, actions = samples.observations, self.as_taken(samples.actions)
+        advantages = normalize_advantages(samples.advantages) if self.normalize_advantage else samples.advantages
+        actor = None if overrides(self, OnPolicyExt, ("action_distribution",)) else mlp_actor(self.policy)
+        inputs = None
+        if actor is not None:
+            inputs = fixed_features(self.policy, observations, self.policy.pi_features_extractor)
+        return PolicyProblem(
+            lambda rows: self.action_distribution(take(observations, rows), take(samples, rows)),
+            length(observations),
+            SinglePathSurrogate(actions, advantages, self.ent_coef),
+            actions,
+            self.policy,
+            chunk_size=self.states_per_pass(observations),
+            mlp=None if actor is None or inputs is None else (actor, inputs),
+            **self._curvature_arguments(),
+        )
+
+    def _curvature_arguments(self) -> dict[str, Any]:
+        """What a subclass's arguments say of F: keywords of :class:`PolicyProblem`."""
+        return {}
+
+    def _fit_critic(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticReport:
+        """Fit V to the returns, moving only parameters that the policy does not depend on."""
+        observations = samples.observations
+        with frozen(policy_parameters):
+            first = self.predict_values(take(observations, slice(0, 1)))
+            network, mlp = mlp_critic(self.policy, policy_parameters), None
+            if network is not None:
+                mlp = network, fixed_features(self.policy, observations, self.policy.vf_features_extractor)
+            problem = CriticProblem(
+                lambda rows: self.predict_values(take(observations, rows)),
+                samples.returns,
+                FlatParameters.reached_by([first], self.policy),
+                chunk_size=self.states_per_pass(observations),
+                mlp=mlp,
+            )
+            if len(problem.parameters) == 0:
+                return CriticReport(FitOutcome.NO_PARAMETERS)
+            if self.critic == "adam":
+                settings = AdamSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm)
+                return fit_adam(problem, self.policy.optimizer, settings)
+            report, self.critic_damping = fit_gauss_newton(
+                problem, self.critic_damping, GaussNewtonSettings(self.critic_steps, self.critic_cg_steps)
+            )
+            return report
+
+    def _unusable_quantity(self, samples: RolloutBufferSamples) -> str | None:
+        """The first quantity of the rollout that holds NaN, infinite or huge entries, by name."""
+        quantities = {
+            "rewards": th.as_tensor(self.rollout_buffer.rewards),
+            "observations": samples.observations,
+            "values": samples.old_values,
+            "advantages": samples.advantages,
+            "returns": samples.returns,
+        }
+        for name, batch in quantities.items():
+            for leaf in leaves(batch):
+                # not (… <= …), so that NaN counts
+                if leaf.is_floating_point() and not bool(leaf.abs().max() <= LARGEST_USABLE):
+                    return name
+        return None
+
+    def _refresh_running_statistics(self, observations: PyTorchObs) -> None:
+        """One pass in training mode, for layers with running statistics such as BatchNorm.
+
+        Everything after it is done in evaluation mode, so the ratio is 1 and the KL 0 at θ_old.
+        """
+        if not any(module._buffers and module is not self.policy for module in self.policy.modules()):
+            return
+        self.policy.set_training_mode(True)
+        with th.no_grad():
+            for rows in chunks_of(length(observations), self.states_per_pass(observations)):
+                self.action_distribution(take(observations, rows))
+                self.predict_values(take(observations, rows))
+
+    # -- reporting -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] = time.perf_counter() - started
+
+    def _warn_of_fault(self, quantity: str) -> None:
+        self._count("faults")
+        warnings.warn(
+            f"update skipped: NaN, infinite or huge {quantity}; what it would have changed keeps its last good parameters",
+            stacklevel=3,
+        )
+
+    def _count(self, outcome: str) -> None:
+        self.outcome_counts[outcome] = self.outcome_counts.get(outcome, 0) + 1
+
+    def _log_policy_step(self, report: TrustRegionReport) -> None:
+        self._count(report.outcome.value)
+        record = self.logger.record
+        # the keys of sb3_contrib.TRPO
+        record("train/policy_objective", report.objective)
+        record("train/kl_divergence_loss", report.kl)
+        record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
+        for name in _LOGGED_OF_A_STEP:
+            record(f"trust_region/{name}", getattr(report, name))
+
+    def _log_update(self) -> None:
+        record, buffer = self.logger.record, self.rollout_buffer
+        record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        if hasattr(self.policy, "log_std"):
+            record("train/std", th.exp(self.policy.log_std).mean().item())
+        for outcome, count in self.outcome_counts.items():
+            record(f"outcome/{outcome}", count)
+        for part, seconds in self._seconds.items():
+            record(f"time/{part}_seconds", seconds)
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self: SelfOnPolicyExt,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOnPolicyExt:
+        """Train; see SB3. ``tb_log_name`` is the class's name by default."""
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name or type(self).__name__,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+
+_FAULTS = {
+    StepOutcome.NON_FINITE_GRADIENT: "gradient",
+    StepOutcome.NON_FINITE_CURVATURE: "curvature",
+    StepOutcome.NON_FINITE_STEP: "step",
+}
+
+_LOGGED_OF_A_STEP = (
+    "target_kl",
+    "predicted_kl",
+    "candidate_kl",
+    "expected_improvement",
+    "improvement",
+    "fraction",
+    "backtracks",
+    "cg_iterations",
+    "cg_residual",
+    "gradient_norm",
+    "step_norm",
+)
+
+
+def _class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | None:
+    """A class given as itself or as a dotted path.
+
+    :raises ValueError: for a path that names no class
+    """
+    if not isinstance(name, str):
+        return name
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"rollout_buffer_class must be a class or its dotted path, got {name!r}") from error
+
+
+def _saved_names(path: Any) -> set[str]:
+    """The names of the attributes in a saved model, without unpickling any of them."""
+    position = path.tell() if hasattr(path, "tell") else None
+    with zipfile.ZipFile(open_path(path, "r", suffix="zip")) as archive:
+        names = set(json.loads(archive.read("data"))) if "data" in archive.namelist() else set()
+    if position is not None:
+        path.seek(position)
+    return names

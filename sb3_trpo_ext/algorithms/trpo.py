@@ -1,0 +1,194 @@
+"""Trust Region Policy Optimization (Schulman et al. 2015) as an SB3 algorithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_trpo_ext.algorithms.base import CriticChoice, OnPolicyExt
+from sb3_trpo_ext.checks import require, require_choice
+from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction, PolicyProblem
+from sb3_trpo_ext.trust_region import TrustRegionReport, TrustRegionSettings, trust_region_step
+
+
+class TRPOExt(OnPolicyExt):
+    """Trust Region Policy Optimization, https://arxiv.org/abs/1502.05477.
+
+    Maximise L(θ) = E[π_θ(a|s)/π_old(a|s) · A(s, a)] subject to E[KL(π_old ‖ π_θ)] ≤ δ.
+
+    The arguments up to ``_init_setup_model`` are those of ``sb3_contrib.TRPO``, in its order. Two have
+    another scale, because the KL here is the paper's, summed over action dimensions: multiply
+    ``target_kl`` and ``cg_damping`` from there by the number of action dimensions (Box, MultiBinary),
+    or pass ``kl_reduction="mean"``.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param learning_rate: of ``critic="adam"``; can be a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps to run for each environment per update
+    :param batch_size: minibatch size of ``critic="adam"``
+    :param gamma: discount factor
+    :param cg_max_steps: the most conjugate gradient steps, each one Fisher product
+    :param cg_damping: λ in (F + λI)x = g
+    :param line_search_shrinking_factor: c: the search tries the fractions 1, c, c², … of the full step
+    :param line_search_max_iter: how many fractions to try
+    :param n_critic_updates: passes over the rollout of ``critic="adam"``
+    :param gae_lambda: λ of generalised advantage estimation
+    :param use_sde: use generalised state-dependent exploration (gSDE)
+    :param sde_sample_freq: sample a new noise matrix every n steps; -1: only at the start of a rollout
+    :param rollout_buffer_class: rollout buffer class, or its dotted path; chosen by the observations if None
+    :param rollout_buffer_kwargs: keyword arguments to pass to the rollout buffer
+    :param normalize_advantage: whether to normalise advantages over the rollout
+    :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats
+    :param sub_sampling_factor: k: the Fisher product, and nothing else, averages over every k-th state
+    :param stats_window_size: episodes over which the logged return and length are averaged
+    :param tensorboard_log: the log location for TensorBoard (None: no logging)
+    :param policy_kwargs: additional arguments for the policy
+    :param verbose: 0: no output; 1: info, the trust region in one line among it; 2: debug
+    :param seed: of the pseudo-random generators
+    :param device: on which to run; "auto" takes a GPU if there is one
+    :param _init_setup_model: whether to build the network on creation
+    :param fisher: F as ``"gauss_newton"`` (JᵀMJ, M the KL's Hessian in distribution parameters),
+        ``"hessian"`` (of the KL, by double backward), ``"empirical"`` (average outer product of scores);
+        ``"auto"`` is the fastest that is exact for the policy: Gauss-Newton, or the Hessian for
+        distributions without an entry in :mod:`sb3_trpo_ext.distributions`
+    :param kl_reduction: over action dimensions: ``"sum"``, or ``"mean"``, sb3_contrib's scale (KL, F and
+        bound alike; Discrete and MultiDiscrete are not affected)
+    :param line_search_accept_ratio: the least actual improvement to accept, as a fraction of the
+        expected one; 0 accepts any improvement, as sb3_contrib does
+    :param ent_coef: weight of an entropy bonus in L
+    :param critic: how V is fitted: ``"gauss_newton"`` (second order, whole batch, no learning rate),
+        ``"adam"`` (minibatches with ``policy.optimizer``, as sb3_contrib does), or ``"none"`` (no V:
+        the advantage is the discounted return, cut at the end of the rollout)
+    :param critic_steps: Gauss-Newton steps per update
+    :param critic_cg_steps: conjugate gradient steps in each
+    :param max_grad_norm: clip the gradient of ``critic="adam"`` at this norm; 0: no clipping
+    :param values_at_each_step: compute values and log-probabilities at each step of a rollout, for
+        callbacks that read them from the locals; slower
+    :param chunk_size: states that go through the networks at once in an update, which bounds its
+        memory; None: about 64 MB of observations
+    :raises ValueError: for a value that cannot work
+    :raises AssertionError: for ``n_steps * n_envs`` of 1 with normalised advantages, as sb3_contrib
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | str | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float = 0.05,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        fisher: FisherChoice = "auto",
+        kl_reduction: KLReduction = "sum",
+        line_search_accept_ratio: float = 0.1,
+        ent_coef: float = 0.0,
+        critic: CriticChoice = "gauss_newton",
+        critic_steps: int = 2,
+        critic_cg_steps: int = 10,
+        max_grad_norm: float = 0.0,
+        values_at_each_step: bool = False,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            n_critic_updates=n_critic_updates,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            critic=critic,
+            critic_steps=critic_steps,
+            critic_cg_steps=critic_cg_steps,
+            max_grad_norm=max_grad_norm,
+            values_at_each_step=values_at_each_step,
+            chunk_size=chunk_size,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+        )
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.fisher = fisher
+        self.kl_reduction = kl_reduction
+        self.line_search_accept_ratio = line_search_accept_ratio
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require("target_kl", self.target_kl, 0.0 < self.target_kl < float("inf"), "positive and finite")
+        require("cg_damping", self.cg_damping, 0.0 <= self.cg_damping < float("inf"), "finite and not negative")
+        shrinking = self.line_search_shrinking_factor
+        require("line_search_shrinking_factor", shrinking, 0.0 < shrinking < 1.0, "strictly between 0 and 1")
+        ratio = self.line_search_accept_ratio
+        require("line_search_accept_ratio", ratio, 0.0 <= ratio < 1.0, "in [0, 1)")
+        for name in ("cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require_choice("fisher", self.fisher, ("auto", "gauss_newton", "hessian", "empirical"))
+        require_choice("kl_reduction", self.kl_reduction, ("sum", "mean"))
+
+    def _curvature_arguments(self) -> dict[str, Any]:
+        return {
+            "fisher": self.fisher,
+            "kl_reduction": self.kl_reduction,
+            "sub_sampling_factor": self.sub_sampling_factor,
+        }
+
+    def _update_policy(self, problem: PolicyProblem) -> TrustRegionReport:
+        settings = TrustRegionSettings(
+            target_kl=self.target_kl,
+            cg_damping=self.cg_damping,
+            cg_max_steps=self.cg_max_steps,
+            line_search_shrinking_factor=self.line_search_shrinking_factor,
+            line_search_max_iter=self.line_search_max_iter,
+            line_search_accept_ratio=self.line_search_accept_ratio,
+        )
+        return trust_region_step(problem, settings)
+
+    def _describe(self) -> str:
+        return (
+            f"Trust region: KL(old || new) <= {self.target_kl:g} nats, {self.kl_reduction} over "
+            f"{get_action_dim(self.action_space)} action dimension(s); damping {self.cg_damping:g}; "
+            f"Fisher: {self.fisher}. {super()._describe()}"
+        )

@@ -1,0 +1,208 @@
+"""Fits of the value function V to returns: minibatch Adam, or Gauss-Newton with conjugate gradient.
+
+Neither moves the policy: parameters that the policy depends on are held fixed, and a fit that ends
+in anything not finite is taken back whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_trpo_ext.numerics.averages import StateAverage
+from sb3_trpo_ext.numerics.conjugate_gradient import Matvec, conjugate_gradient
+from sb3_trpo_ext.numerics.curvature import (
+    AutogradLinearization,
+    Linearization,
+    damped,
+    gauss_newton_product,
+)
+from sb3_trpo_ext.numerics.dense import DenseLinearization, DenseNetwork
+from sb3_trpo_ext.numerics.line_search import backtracking_line_search
+from sb3_trpo_ext.numerics.parameters import FlatParameters
+
+Rows = slice | th.Tensor
+
+
+class FitOutcome(str, Enum):
+    """What became of a critic fit."""
+
+    FITTED = "fitted"
+    NO_PARAMETERS = "no_parameters"
+    """Every parameter of V is also the policy's: there is nothing that a fit may move."""
+    NON_FINITE = "non_finite"
+    """The fit met NaN or infinity and was taken back."""
+
+
+@dataclass(frozen=True)
+class CriticReport:
+    """What one critic fit did.
+
+    :param outcome: by name
+    :param loss: mean squared error; averaged over minibatches for Adam, after the fit for Gauss-Newton
+    """
+
+    outcome: FitOutcome
+    loss: float = math.nan
+
+
+class CriticProblem:
+    """Mean squared error of V(s) against returns on B states, in the parameters that are V's alone.
+
+    :param values_of: rows ↦ V(s), (rows,) or (rows, 1), rows being a slice or an index tensor
+    :param returns: targets R, (B,)
+    :param parameters: φ, the parameters that the fit may move
+    :param chunk_size: states in one pass
+    :param mlp: V as a dense network on fixed inputs (B, in), if that is what it is
+    """
+
+    def __init__(
+        self,
+        values_of: Callable[[Rows], th.Tensor],
+        returns: th.Tensor,
+        parameters: FlatParameters,
+        *,
+        chunk_size: int = 2**14,
+        mlp: tuple[DenseNetwork, th.Tensor] | None = None,
+    ) -> None:
+        self.returns = returns
+        self.parameters = parameters
+        self._values_of = values_of
+        self._mlp = mlp
+        self._average = StateAverage(len(returns), chunk_size)
+
+    def values(self, rows: Rows) -> th.Tensor:
+        """V(s) of these states, (rows,), with a graph if autograd is on."""
+        if self._mlp is not None:
+            network, inputs = self._mlp
+            return network(inputs[rows]).flatten()
+        return self._values_of(rows).flatten()
+
+    @th.no_grad()
+    def loss(self) -> float:
+        """Mean squared error over all states."""
+
+        def squared_errors(rows: slice) -> th.Tensor:
+            return (self.returns[rows] - self.values(rows)).double().square().sum()
+
+        return float(self._average(squared_errors))
+
+    def linearize(self) -> tuple[th.Tensor, Matvec]:
+        """(1/B) Jᵀ(R − V), which is −½ ∇loss, and v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ."""
+        linearization = self._average.keep_if_whole(self._linearization)
+
+        def pull_back_errors(rows: slice) -> th.Tensor:
+            at = linearization(rows)
+            return at.vjp((self.returns[rows].view_as(at.outputs[0]) - at.outputs[0],))
+
+        def curvature(v: th.Tensor) -> th.Tensor:
+            return self._average(lambda rows: gauss_newton_product(linearization(rows), lambda jv: jv, v))
+
+        return self._average(pull_back_errors), curvature
+
+    def _linearization(self, rows: slice) -> Linearization:
+        if self._mlp is not None:
+            network, inputs = self._mlp
+            return DenseLinearization(network, inputs[rows], self.parameters)
+        with th.enable_grad():
+            return AutogradLinearization([self.values(rows)], self.parameters)
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Minibatch fits with the policy's own optimizer; names as in sb3_contrib.TRPO."""
+
+    n_critic_updates: int
+    batch_size: int
+    max_grad_norm: float = 0.0
+    """Clip the gradient's norm at this; 0 for no clipping."""
+
+
+def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: AdamSettings) -> CriticReport:
+    """Fit V by ``n_critic_updates`` passes of minibatch descent on the mean squared error.
+
+    The other parameters of the optimizer have no gradient, which torch's optimizers pass over.
+
+    :param optimizer: holds φ among its parameters; its state is restored too if the fit fails
+    """
+    phi, state = problem.parameters.read(), copy.deepcopy(optimizer.state_dict())
+    losses: list[th.Tensor] = []
+    for _ in range(settings.n_critic_updates):
+        permutation = th.randperm(len(problem.returns)).to(problem.returns.device)
+        for rows in permutation.split(settings.batch_size):
+            optimizer.zero_grad()
+            loss = F.mse_loss(problem.values(rows), problem.returns[rows])
+            loss.backward()
+            if settings.max_grad_norm > 0.0:
+                th.nn.utils.clip_grad_norm_(problem.parameters.tensors, settings.max_grad_norm)
+            optimizer.step()
+            losses.append(loss.detach())
+    mean_loss = float(th.stack(losses).mean())
+    if not (math.isfinite(mean_loss) and bool(th.isfinite(problem.parameters.read()).all())):
+        problem.parameters.write(phi)
+        optimizer.load_state_dict(state)
+        return CriticReport(FitOutcome.NON_FINITE)
+    return CriticReport(FitOutcome.FITTED, mean_loss)
+
+
+@dataclass(frozen=True)
+class GaussNewtonSettings:
+    """Second-order fits on the whole batch."""
+
+    steps: int = 2
+    cg_max_steps: int = 10
+    max_halvings: int = 5
+    min_damping: float = 1e-4
+    max_damping: float = 1e4
+
+
+def fit_gauss_newton(
+    problem: CriticProblem, damping: float, settings: GaussNewtonSettings
+) -> tuple[CriticReport, float]:
+    """Fit V by Levenberg-Marquardt steps: (JᵀJ/B + λI) d = Jᵀ(R − V)/B, solved by conjugate gradient.
+
+    A step is halved until the loss falls; λ shrinks where the quadratic model predicted the
+    decrease well and grows where it did not (Nocedal & Wright 2006, ch. 4 and 10; Martens 2010).
+
+    :param damping: λ to start from
+    :return: what the fit did, and the λ to go on from
+    """
+    phi_start = problem.parameters.read()
+    loss_start = loss = problem.loss()
+    for _ in range(settings.steps):
+        phi = problem.parameters.read()
+        descent, curvature = problem.linearize()
+        solution = conjugate_gradient(
+            damped(curvature, damping), descent, max_steps=settings.cg_max_steps, recompute_residual=False
+        )
+        if solution.iterations == 0:
+            break
+        step = solution.x
+
+        def evaluate(fraction: float, phi: th.Tensor = phi, step: th.Tensor = step) -> float:
+            problem.parameters.write(phi + fraction * step)
+            return problem.loss()
+
+        search = backtracking_line_search(
+            evaluate, lambda _, value, loss=loss: value < loss, shrinking_factor=0.5, max_iter=settings.max_halvings
+        )
+        if not search.accepted:
+            problem.parameters.write(phi)
+        # the model's decrease of the loss for the full step, as dᵀ(JᵀJ/B + λI)d = dᵀ Jᵀ(R − V)/B
+        predicted = float(step @ descent) + damping * float(step @ step)
+        quality = (loss - search.value) / predicted if search.accepted and search.backtracks == 0 else 0.0
+        if quality > 0.75:
+            damping = max(damping / 2.0, settings.min_damping)
+        elif not quality >= 0.25:
+            damping = min(damping * 2.0, settings.max_damping)
+        loss = search.value if search.accepted else loss
+    if not (math.isfinite(loss) and bool(th.isfinite(problem.parameters.read()).all())):
+        problem.parameters.write(phi_start)
+        return CriticReport(FitOutcome.NON_FINITE, loss_start), damping
+    return CriticReport(FitOutcome.FITTED, loss), damping

@@ -1,0 +1,122 @@
+"""Conjugate gradient for symmetric positive definite systems seen only as a product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch as th
+
+Matvec = Callable[[th.Tensor], th.Tensor]
+
+
+class CGStatus(str, Enum):
+    """How a conjugate gradient run ended, and what a user can do about it."""
+
+    CONVERGED = "converged"
+    """‖b − Ax‖ ≤ max(rtol·‖b‖, atol)."""
+    STEP_LIMIT = "step_limit"
+    """``max_steps`` products were spent: the usual end in TRPO; raise the limit or the damping for more."""
+    ZERO_RHS = "zero_rhs"
+    """b = 0, so x = 0: there is nothing to solve."""
+    NON_POSITIVE_CURVATURE = "non_positive_curvature"
+    """pᵀAp ≤ 0: A is not positive definite; raise the damping."""
+    NON_FINITE = "non_finite"
+    """NaN or infinity in b or in a product: look at the data that A and b were built from."""
+
+
+@dataclass(frozen=True)
+class CGSolution:
+    """What :func:`conjugate_gradient` returns.
+
+    :param x: the last finite iterate, shape (P,)
+    :param status: how the run ended
+    :param iterations: steps taken, each with one product
+    :param residual_norm: ‖b − Ax‖, recomputed if so asked, else from the recursion
+    """
+
+    x: th.Tensor
+    status: CGStatus
+    iterations: int
+    residual_norm: float
+
+
+def conjugate_gradient(
+    matvec: Matvec,
+    b: th.Tensor,
+    *,
+    max_steps: int,
+    rtol: float = 1e-10,
+    atol: float = 0.0,
+    recompute_residual: bool = True,
+) -> CGSolution:
+    """Solve A x = b for symmetric positive definite A (Hestenes & Stiefel 1952), from x = 0.
+
+    Stopping rule: ‖b − Ax‖ ≤ max(rtol·‖b‖, atol). Each step takes one product; no random numbers
+    are used. The recursion's residual drifts from b − Ax on ill-conditioned systems, so by default
+    the end is checked with one more product: a convergence that the recomputed residual does not
+    bear out is not claimed, and the run goes on from that residual while steps are left.
+
+    In exact arithmetic a zero start gives xᵀAx = xᵀb at every step.
+
+    :param matvec: v ↦ Av, on vectors of shape (P,)
+    :param b: right-hand side, shape (P,)
+    :param max_steps: the most steps to take, at least 1
+    :param rtol: tolerance relative to ‖b‖
+    :param atol: absolute tolerance on ‖b − Ax‖
+    :param recompute_residual: check the end against b − Ax, at the cost of one product
+    :raises ValueError: for a ``b`` that is no vector, ``max_steps`` < 1 or a negative tolerance
+    """
+    if b.ndim != 1:
+        raise ValueError(f"b must be a vector of shape (P,), got shape {tuple(b.shape)}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    if rtol < 0 or atol < 0:
+        raise ValueError(f"rtol and atol must not be negative, got rtol={rtol}, atol={atol}")
+
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    if not math.isfinite(scale):
+        return CGSolution(th.zeros_like(b), CGStatus.NON_FINITE, 0, scale)
+    if scale == 0.0:
+        return CGSolution(th.zeros_like(b), CGStatus.ZERO_RHS, 0, 0.0)
+
+    # in units of max|b|, so that no square over- or underflows
+    b = b / scale
+    x, r = th.zeros_like(b), b
+    p, rr = r, float(r @ r)
+    tolerance = max(rtol * math.sqrt(rr), atol / scale)
+    step, verified, status = 0, False, CGStatus.STEP_LIMIT
+    while step < max_steps:
+        Ap = matvec(p)
+        pAp = float(p @ Ap)
+        if not math.isfinite(pAp):
+            status = CGStatus.NON_FINITE
+            break
+        if pAp <= 0.0:
+            status = CGStatus.NON_POSITIVE_CURVATURE
+            break
+        alpha = rr / pAp
+        x_next, r_next = x + alpha * p, r - alpha * Ap
+        rr_next = float(r_next @ r_next)
+        if not math.isfinite(rr_next):
+            status = CGStatus.NON_FINITE
+            break
+        step += 1
+        x, r, p, rr, verified = x_next, r_next, r_next + (rr_next / rr) * p, rr_next, False
+        if math.sqrt(rr) <= tolerance:
+            if not recompute_residual:
+                status = CGStatus.CONVERGED
+                break
+            r = b - matvec(x)
+            p, rr, verified = r, float(r @ r), True
+            if math.sqrt(rr) <= tolerance:
+                status = CGStatus.CONVERGED
+                break
+    if recompute_residual and not verified and step > 0 and status is not CGStatus.NON_FINITE:
+        r = b - matvec(x)
+        rr = float(r @ r)
+        if status is CGStatus.STEP_LIMIT and math.sqrt(rr) <= tolerance:
+            status = CGStatus.CONVERGED
+    return CGSolution(scale * x, status, step, scale * math.sqrt(rr))

@@ -1,0 +1,66 @@
+"""What a rollout buffer is filled with: transitions, and λ-returns computed in one sweep."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+from sb3_trpo_ext.standard_policies import overrides
+
+
+def generalized_advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    episode_starts: np.ndarray,
+    last_values: np.ndarray,
+    dones: np.ndarray,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> np.ndarray:
+    """Generalised advantage estimates, Â_t = δ_t + γλ(1 − done_t) Â_{t+1} (Schulman et al. 2016, eq. 16).
+
+    :param rewards: (T, E)
+    :param values: V(s_t), (T, E)
+    :param episode_starts: whether s_t began an episode, (T, E)
+    :param last_values: V(s_T), (E,)
+    :param dones: whether the last step ended an episode, (E,)
+    :return: (T, E), float32
+    """
+    continues = 1.0 - np.concatenate([episode_starts[1:], dones[None]]).astype(np.float64)
+    next_values = np.concatenate([values[1:], last_values[None]])
+    deltas = rewards + gamma * next_values * continues - values
+    decay = gamma * gae_lambda * continues
+    columns = [
+        # plain floats: faster than one small array operation a step
+        list(accumulate(zip(delta, factor, strict=True), lambda a, pair: pair[0] + pair[1] * a, initial=0.0))[:0:-1]
+        for delta, factor in zip(deltas[::-1].T.tolist(), decay[::-1].T.tolist(), strict=True)
+    ]
+    return np.array(columns, dtype=np.float32).T
+
+
+def adds_like_sb3(buffer: RolloutBuffer) -> bool:
+    """Whether ``add`` is SB3's own, so that writing the arrays directly is the same."""
+    base = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
+    return not overrides(buffer, base, ("add",))
+
+
+def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+    """Advantages and returns of a full buffer; by the buffer's own method if its class has one."""
+    base = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
+    if overrides(buffer, base, ("compute_returns_and_advantage",)):
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        return
+    buffer.advantages = generalized_advantages(
+        buffer.rewards,
+        buffer.values,
+        buffer.episode_starts,
+        last_values.detach().cpu().numpy().flatten(),
+        dones,
+        gamma=buffer.gamma,
+        gae_lambda=buffer.gae_lambda,
+    )
+    buffer.returns = buffer.advantages + buffer.values

@@ -1,0 +1,196 @@
+"""Single-path sampling: follow π_old in E environments for T steps and fill the rollout buffer.
+
+The contract is that of SB3's ``OnPolicyAlgorithm.collect_rollouts``: the same callbacks with the same
+locals, the same early stop, the same buffer contents. What differs is when values and
+log-probabilities are computed: at the end, in one batch, unless the actor knew them at each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo_ext.numerics.averages import chunks_of
+from sb3_trpo_ext.observations import concatenate, take, tree_map
+from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation
+from sb3_trpo_ext.sampling.buffers import compute_returns
+
+if TYPE_CHECKING:
+    from sb3_trpo_ext.algorithms.base import OnPolicyExt
+
+
+def collect_single_path(
+    algorithm: OnPolicyExt,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: RolloutBuffer,
+    n_rollout_steps: int,
+    actor: Actor,
+) -> bool:
+    """Fill the buffer with ``n_rollout_steps`` steps of each environment.
+
+    :return: False if a callback ended the rollout early
+    """
+    known_at_each_step = actor.path == "sb3"
+    recorder: Recorder = (ImmediateRecorder if known_at_each_step else DeferredRecorder)(algorithm, rollout_buffer)
+    to_env = _action_transform(algorithm)
+    rollout_buffer.reset()
+    if algorithm.use_sde:
+        algorithm.policy.reset_noise(env.num_envs)
+    callback.on_rollout_start()
+    actor.prepare(n_rollout_steps)
+    scope: dict[str, Any] = {
+        "self": algorithm,
+        "env": env,
+        "callback": callback,
+        "rollout_buffer": rollout_buffer,
+        "n_rollout_steps": n_rollout_steps,
+    }
+    for n_steps in range(n_rollout_steps):
+        if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
+            algorithm.policy.reset_noise(env.num_envs)
+        acted = actor.act(algorithm._last_obs, n_steps)  # type: ignore[arg-type]
+        clipped_actions = to_env(acted.actions)
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        algorithm.num_timesteps += env.num_envs
+        scope.update(
+            n_steps=n_steps,
+            actions=acted.actions,
+            values=acted.values,
+            log_probs=acted.log_probs,
+            clipped_actions=clipped_actions,
+            new_obs=new_obs,
+            rewards=rewards,
+            dones=dones,
+            infos=infos,
+        )
+        callback.update_locals(scope)
+        if not callback.on_step():
+            return False
+        algorithm._update_info_buffer(infos, dones)
+        recorder.add(Transition(algorithm._last_obs, rewards, algorithm._last_episode_starts, dones, infos), acted)  # type: ignore[arg-type]
+        algorithm._last_obs = new_obs  # type: ignore[assignment]
+        algorithm._last_episode_starts = dones
+    recorder.finish(new_obs, dones)
+    callback.update_locals(scope)
+    callback.on_rollout_end()
+    return True
+
+
+def _action_transform(algorithm: OnPolicyExt) -> Callable[[np.ndarray], np.ndarray]:
+    """Actions as the policy gave them ↦ actions as the environment takes them."""
+    space = algorithm.action_space
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions
+    if algorithm.policy.squash_output:
+        return algorithm.policy.unscale_action
+    # np.clip, without its overhead
+    return lambda actions: np.minimum(np.maximum(actions, space.low), space.high)
+
+
+class Transition(NamedTuple):
+    """One step of E environments, before any bootstrapping."""
+
+    observations: Observation
+    rewards: np.ndarray
+    episode_starts: np.ndarray
+    dones: np.ndarray
+    infos: list[dict[str, Any]]
+
+    def truncated(self) -> Iterator[tuple[int, Any]]:
+        """Environments that a time limit stopped, with the observation they stopped at."""
+        for index in np.flatnonzero(self.dones):
+            info = self.infos[index]
+            if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
+                yield int(index), info["terminal_observation"]
+
+
+class Recorder(Protocol):
+    """Fills a rollout buffer."""
+
+    def add(self, step: Transition, acted: Acted) -> None: ...
+
+    def finish(self, new_obs: Observation, dones: np.ndarray) -> None:
+        """Complete a full buffer with what is still missing, returns and advantages included."""
+        ...
+
+
+class ImmediateRecorder:
+    """Adds each step as SB3 does: values and log-probabilities known, truncations bootstrapped at once."""
+
+    def __init__(self, algorithm: OnPolicyExt, buffer: RolloutBuffer) -> None:
+        self._algorithm = algorithm
+        self._buffer = buffer
+
+    def add(self, step: Transition, acted: Acted) -> None:
+        algorithm = self._algorithm
+        assert acted.values is not None and acted.log_probs is not None
+        for index, terminal in step.truncated():
+            with th.no_grad():
+                value = algorithm.predict_values(algorithm.policy.obs_to_tensor(terminal)[0])[0]
+            step.rewards[index] += algorithm.gamma * float(value)
+        actions, values, log_probs = acted
+        if isinstance(algorithm.action_space, spaces.Discrete):
+            actions = actions.reshape(-1, 1)
+        if algorithm.critic == "none":
+            values = th.zeros_like(values)
+        self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, log_probs)  # type: ignore[arg-type]
+
+    def finish(self, new_obs: Observation, dones: np.ndarray) -> None:
+        with th.no_grad():
+            last_values = self._algorithm.predict_values(obs_as_tensor(new_obs, self._algorithm.device))
+        compute_returns(self._buffer, last_values, dones)
+
+
+class DeferredRecorder:
+    """Writes transitions only, and at the end all values and log-probabilities in batched passes."""
+
+    def __init__(self, algorithm: OnPolicyExt, buffer: RolloutBuffer) -> None:
+        self._algorithm = algorithm
+        self._buffer = buffer
+        self._truncations: list[tuple[int, int, Any]] = []
+
+    def add(self, step: Transition, acted: Acted) -> None:
+        buffer = self._buffer
+        t = buffer.pos
+        if isinstance(buffer.observations, dict):
+            for key, store in buffer.observations.items():
+                store[t] = step.observations[key].reshape(store[t].shape)  # type: ignore[call-overload]
+        else:
+            row = buffer.observations[t]
+            row[...] = step.observations.reshape(row.shape)  # type: ignore[union-attr]
+        buffer.actions[t] = acted.actions.reshape(buffer.n_envs, buffer.action_dim)
+        buffer.rewards[t] = step.rewards
+        buffer.episode_starts[t] = step.episode_starts
+        buffer.pos = t + 1
+        buffer.full = buffer.pos == buffer.buffer_size
+        if step.dones.any():
+            self._truncations += [(t, index, terminal) for index, terminal in step.truncated()]
+
+    @th.no_grad()
+    def finish(self, new_obs: Observation, dones: np.ndarray) -> None:
+        algorithm, buffer = self._algorithm, self._buffer
+        n_states = buffer.buffer_size * buffer.n_envs
+        observations = tree_map(lambda store: store.reshape(n_states, *store.shape[2:]), buffer.observations)
+        actions = buffer.actions.reshape(n_states, -1).astype(np.float32, copy=False)
+        for rows in chunks_of(n_states, algorithm.states_per_pass(observations)):
+            states = tree_map(buffer.to_torch, take(observations, rows))
+            buffer.values.reshape(-1)[rows] = algorithm.predict_values(states).flatten().cpu().numpy()
+            taken = algorithm.as_taken(buffer.to_torch(actions[rows]))
+            log_probs = algorithm.action_distribution(states).log_prob(taken)
+            buffer.log_probs.reshape(-1)[rows] = log_probs.cpu().numpy()
+        if self._truncations:
+            terminals = [algorithm.policy.obs_to_tensor(terminal)[0] for _, _, terminal in self._truncations]
+            terminal_values = algorithm.predict_values(concatenate(terminals)).flatten().cpu().numpy()
+            for (t, index, _), value in zip(self._truncations, terminal_values, strict=True):
+                buffer.rewards[t, index] += algorithm.gamma * value
+        last_values = algorithm.predict_values(obs_as_tensor(new_obs, algorithm.device))  # type: ignore[arg-type]
+        compute_returns(buffer, last_values, dones)

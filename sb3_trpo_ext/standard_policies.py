@@ -1,0 +1,104 @@
+"""Recognising what a policy is: SB3's standard MLP actor and critic, and what a class overrides.
+
+Standard means that the outputs are exactly a :class:`DenseNetwork` of the flattened observation, so
+that they may be computed in other ways than by calling the policy. In doubt the answer is no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_trpo_ext.numerics.dense import DenseNetwork
+from sb3_trpo_ext.numerics.parameters import FlatParameters
+
+CALLED_BY_SB3 = ("forward", "predict_values", "evaluate_actions", "get_distribution")
+"""Policy methods that SB3's own loops call; whoever overrides one expects to be called."""
+
+_BEHIND_THE_OUTPUTS = ("extract_features", "preprocess_obs", "_get_action_dist_from_latent", "obs_to_tensor")
+
+
+@dataclass(frozen=True)
+class MlpActor:
+    """A standard actor: network outputs (B, ·) are means or logits, ``log_std`` (D,) belongs to a Gaussian."""
+
+    network: DenseNetwork
+    log_std: nn.Parameter | None
+    distribution: Distribution
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.network.parameters() + ([] if self.log_std is None else [self.log_std])
+
+
+def overrides(instance: object, base: type, names: Iterable[str]) -> bool:
+    """Whether the class of ``instance``, or ``instance`` itself, replaces any of these methods of ``base``."""
+    return any(
+        name in getattr(instance, "__dict__", {}) or getattr(type(instance), name, None) is not getattr(base, name, None)
+        for name in names
+    )
+
+
+def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
+    """Whether a policy expects to be called as SB3's own loops would, having replaced what they call."""
+    return overrides(policy, ActorCriticPolicy, CALLED_BY_SB3) or _is_hooked(policy)
+
+
+def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
+    """The actor of an SB3 policy as a dense network on fixed features, or None if it is anything else.
+
+    The features are fixed where the extractor has nothing to learn: flattened vectors, also of a Dict.
+    """
+    network = _head(policy, "policy_net", "action_net", "forward_actor")
+    if network is None or any(policy.pi_features_extractor.parameters()):
+        return None
+    distribution = policy.action_dist
+    if type(distribution) is DiagGaussianDistribution:
+        log_std = policy.log_std
+        return MlpActor(network, log_std, distribution) if isinstance(log_std, nn.Parameter) else None
+    if type(distribution) in (CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution):
+        return MlpActor(network, None, distribution)
+    return None
+
+
+def mlp_critic(policy: ActorCriticPolicy, fixed: FlatParameters) -> DenseNetwork | None:
+    """The critic of an SB3 policy as a dense network on fixed features, or None if it is anything else.
+
+    :param fixed: parameters that a critic fit does not move: a shared, learned extractor is fixed too
+    """
+    network = _head(policy, "value_net", "value_net", "forward_critic")
+    if network is None or not all(p in fixed for p in policy.vf_features_extractor.parameters()):
+        return None
+    return network
+
+
+@th.no_grad()
+def fixed_features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: nn.Module) -> th.Tensor:
+    """What the dense network sees of observations (B, ·): features (B, in), without a graph."""
+    features = BasePolicy.extract_features(policy, observations, extractor)  # type: ignore[arg-type]
+    return features.flatten(1)
+
+
+def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:
+    if calls_like_sb3(policy) or overrides(policy, ActorCriticPolicy, _BEHIND_THE_OUTPUTS):
+        return None
+    mlp = getattr(policy, "mlp_extractor", None)
+    if type(mlp) is not MlpExtractor or overrides(mlp, MlpExtractor, ("forward", forward)):
+        return None
+    return DenseNetwork.read([getattr(mlp, hidden), getattr(policy, last)])
+
+
+def _is_hooked(policy: nn.Module) -> bool:
+    return bool(policy._forward_hooks or policy._forward_pre_hooks)
