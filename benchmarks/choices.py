@@ -1,0 +1,140 @@
+"""Learning runs behind the choice of defaults: one process a run, one JSON file a run, resumable.
+
+    python benchmarks/choices.py run --group critic --out benchmarks/results/choices
+    python benchmarks/choices.py report --group critic --out benchmarks/results/choices
+
+A run's score is the mean undiscounted return of 20 deterministic episodes with the last policy; the
+mean of the last 100 training episodes is kept beside it. Seeds from 100 up: none of them is reported
+as a benchmark result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENVIRONMENTS = {
+    "HalfCheetah-v5": 200_000,
+    "Hopper-v5": 200_000,
+    "Pendulum-v1": 200_000,
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 100_000,
+    "LunarLander-v3": 200_000,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sb3_contrib": {"library": "sb3_contrib"},
+    **{f"kl_{kl:g}": {"target_kl": kl} for kl in (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)},
+    "adam": {"critic": "adam"},
+    **{f"gauss_newton_{steps}": {"critic": "gauss_newton", "critic_steps": steps} for steps in (1, 2, 3, 5)},
+    **{f"thinned_{factor}": {"sub_sampling_factor": factor} for factor in (1, 5, 10)},
+}
+
+GROUPS = {
+    "radius": ["sb3_contrib", "kl_0.01", "kl_0.02", "kl_0.03", "kl_0.05", "kl_0.08", "kl_0.12"],
+    "critic": ["adam", "gauss_newton_1", "gauss_newton_2", "gauss_newton_3", "gauss_newton_5"],
+    "thinned": ["thinned_1", "thinned_5", "thinned_10"],
+}
+
+
+def learn(variant: str, env_id: str, seed: int, steps: int) -> dict[str, Any]:
+    """One run: train, evaluate, and say what came out."""
+    import torch as th
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    from sb3_trpo_ext import TRPOExt
+
+    th.set_num_threads(1)
+    arguments = dict(VARIANTS[variant])
+    algorithm = TRPO if arguments.pop("library", None) == "sb3_contrib" else TRPOExt
+    model = algorithm("MlpPolicy", make_vec_env(env_id, seed=seed), seed=seed, device="cpu", **arguments)
+    started = time.perf_counter()
+    model.learn(steps)
+    seconds = time.perf_counter() - started
+    returns, _ = evaluate_policy(model, make_vec_env(env_id, seed=10_000 + seed), n_eval_episodes=20, return_episode_rewards=True)
+    return {
+        "variant": variant,
+        "env": env_id,
+        "seed": seed,
+        "steps": steps,
+        "score": float(np.mean(returns)),
+        "training": float(np.mean([episode["r"] for episode in model.ep_info_buffer])),
+        "seconds": seconds,
+        "outcomes": getattr(model, "outcome_counts", None),
+    }
+
+
+def path_of(out: Path, variant: str, env_id: str, seed: int) -> Path:
+    return out / f"{variant}-{env_id}-{seed}.json"
+
+
+def run_all(group: str, out: Path, seeds: list[int], jobs: int, environments: list[str]) -> None:
+    """Run what is missing, ``jobs`` processes at a time."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def run(seed: int, env_id: str, variant: str) -> None:
+        path = path_of(out, variant, env_id, seed)
+        if path.exists():
+            return
+        command = [sys.executable, "-W", "ignore", __file__, "one", variant, env_id, str(seed), "--out", str(out)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        result = json.loads(path.read_text())
+        print(f"{variant:16} {env_id:15} {seed} score {result['score']:9.1f}  {result['seconds']:5.0f} s", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda spec: run(*spec), itertools.product(seeds, environments, GROUPS[group])))
+
+
+def report(group: str, out: Path, key: str) -> None:
+    """Mean and spread per environment and variant."""
+    for env_id in ENVIRONMENTS:
+        print(f"\n{env_id}")
+        for variant in GROUPS[group]:
+            results = [json.loads(path.read_text()) for path in sorted(out.glob(f"{variant}-{env_id}-*.json"))]
+            if results:
+                scores = np.array([result[key] for result in results])
+                seconds = np.mean([result["seconds"] for result in results])
+                print(f"  {variant:16} n={len(scores)}  {scores.mean():9.1f} ± {scores.std():7.1f}   {seconds:5.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("one")
+    one.add_argument("variant", choices=VARIANTS)
+    one.add_argument("env", choices=ENVIRONMENTS)
+    one.add_argument("seed", type=int)
+    for name in ("run", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("--group", choices=GROUPS, required=True)
+        command.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
+        command.add_argument("--jobs", type=int, default=2)
+        command.add_argument("--envs", nargs="+", default=list(ENVIRONMENTS))
+        command.add_argument("--key", choices=["score", "training"], default="score")
+    for command in commands.choices.values():
+        command.add_argument("--out", type=Path, default=Path("benchmarks/results/choices"))
+    arguments = parser.parse_args()
+    if arguments.command == "one":
+        warnings.simplefilter("ignore")
+        result = learn(arguments.variant, arguments.env, arguments.seed, ENVIRONMENTS[arguments.env])
+        path_of(arguments.out, arguments.variant, arguments.env, arguments.seed).write_text(json.dumps(result) + "\n")
+    elif arguments.command == "run":
+        run_all(arguments.group, arguments.out, arguments.seeds, arguments.jobs, arguments.envs)
+    else:
+        report(arguments.group, arguments.out, arguments.key)
+
+
+if __name__ == "__main__":
+    main()
