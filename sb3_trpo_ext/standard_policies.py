@@ -51,6 +51,10 @@ def overrides(instance: object, base: type, names: Iterable[str]) -> bool:
     )
 
 
+def has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
 def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
     """Whether a policy expects to be called as SB3's own loops would, having replaced what they call."""
     return overrides(policy, ActorCriticPolicy, CALLED_BY_SB3) or _is_hooked(policy)
@@ -62,7 +66,7 @@ def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
     The features are fixed where the extractor has nothing to learn: flattened vectors, also of a Dict.
     """
     network = _head(policy, "policy_net", "action_net", "forward_actor")
-    if network is None or any(policy.pi_features_extractor.parameters()):
+    if network is None or has_parameters(policy.pi_features_extractor):
         return None
     distribution = policy.action_dist
     if type(distribution) is DiagGaussianDistribution:

@@ -47,7 +47,14 @@ from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.actor import Actor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
 from sb3_trpo_ext.sampling.single_path import collect_single_path
-from sb3_trpo_ext.standard_policies import calls_like_sb3, fixed_features, mlp_actor, mlp_critic, overrides
+from sb3_trpo_ext.standard_policies import (
+    calls_like_sb3,
+    fixed_features,
+    has_parameters,
+    mlp_actor,
+    mlp_critic,
+    overrides,
+)
 from sb3_trpo_ext.trust_region import StepOutcome, TrustRegionReport
 
 SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
@@ -244,14 +251,14 @@ class OnPolicyExt(OnPolicyAlgorithm):
         if self.values_at_each_step or calls_like_sb3(policy) or not adds_like_sb3(self.rollout_buffer):
             return SB3Actor(policy)
         if overrides(self, OnPolicyExt, ("action_distribution",)):
-            return TorchActor(self.action_distribution, policy)
+            return TorchActor(self.action_distribution, policy, self.n_envs)
         fast = numpy_actor(policy, self.n_envs)
         if fast is not None:
             return fast
-        if policy.share_features_extractor and any(policy.features_extractor.parameters()):
+        if policy.share_features_extractor and has_parameters(policy.features_extractor):
             # learned features serve actor and critic: computing them once a step is cheapest
             return SB3Actor(policy)
-        return TorchActor(self.action_distribution, policy)
+        return TorchActor(self.action_distribution, policy, self.n_envs)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

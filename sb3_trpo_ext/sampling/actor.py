@@ -9,6 +9,7 @@ Three ways, chosen by what the policy is (:func:`make_actor`):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +29,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_trpo_ext.distributions import ParametricFamily, family_of
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 
 Observation = np.ndarray | dict[str, np.ndarray]
@@ -75,7 +77,9 @@ class NumpyActor:
     path = "numpy"
 
     def __init__(self, actor: MlpActor, observation_space: spaces.Space, n_envs: int) -> None:
-        self._head = head_of(actor.distribution)
+        head = head_of(actor.distribution)
+        assert head is not None, "an MlpActor has one of SB3's own distributions"
+        self._head = head
         self._encode = _encoder(observation_space)
         self._layers = []
         for layer in actor.network.layers:
@@ -91,7 +95,7 @@ class NumpyActor:
         self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
-        self._noise = self._head.noise((n_steps, self._n_envs, self._layers[-1][0].shape[1]))
+        self._noise = self._head.noise((n_steps, self._n_envs, self._head.width))
         if self._std is not None:
             self._noise *= self._std
 
@@ -117,23 +121,35 @@ class NumpyActor:
 class TorchActor:
     """Any policy, asked for its distribution alone; values and log-probabilities are left for later.
 
+    Distributions with a head act from the same noise as :class:`NumpyActor`; others draw their own.
+
     :param distribution_of: observations (E, ·) ↦ π(·|s)
     :param policy: for its device and the shape of its actions
+    :param n_envs: E
     """
 
     path = "torch"
 
-    def __init__(self, distribution_of: Callable[[Any], Distribution], policy: ActorCriticPolicy) -> None:
+    def __init__(
+        self, distribution_of: Callable[[Any], Distribution], policy: ActorCriticPolicy, n_envs: int
+    ) -> None:
         self._distribution_of = distribution_of
         self._policy = policy
+        self._n_envs = n_envs
+        self._head = head_of(policy.action_dist)
+        self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
-        pass
+        if self._head is not None:
+            self._noise = self._head.noise((n_steps, self._n_envs, self._head.width))
 
     @th.no_grad()
     def act(self, observation: Observation, step: int) -> Acted:
         distribution = self._distribution_of(obs_as_tensor(finite(observation), self._policy.device))
-        actions = distribution.get_actions().cpu().numpy()
+        if self._head is not None and type(distribution) is type(self._policy.action_dist):
+            actions = self._head.act_from(distribution, self._noise[step])
+        else:
+            actions = distribution.get_actions().cpu().numpy()
         return Acted(actions.reshape((-1, *self._policy.action_space.shape)))  # type: ignore[misc]
 
 
@@ -174,20 +190,32 @@ def numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> NumpyActor | None:
     return NumpyActor(actor, policy.observation_space, n_envs)
 
 
-class Head(Protocol):
-    """How actions come from network outputs and standard noise."""
+class Head(ABC):
+    """How actions come from the outputs of a network and standard noise.
 
+    :param width: numbers in an output
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    @abstractmethod
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Noise that does not depend on the policy, drawn from torch's global generator."""
-        ...
+        """Noise that does not depend on the policy, from torch's global generator."""
 
+    @abstractmethod
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Actions (E, ·) from outputs and noise, both (E, D)."""
-        ...
+        """Actions (E, ·) from outputs and noise, both (E, width)."""
+
+    def act_from(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
+        """The same, the outputs being those behind a distribution."""
+        family = family_of(distribution)
+        assert isinstance(family, ParametricFamily)
+        return self.act(family.parameters(distribution)[0].cpu().numpy(), noise)
 
 
-class GaussianHead:
-    """mean + σ ε; the noise is scaled by σ beforehand."""
+class GaussianHead(Head):
+    """mean + σ ε; :meth:`act` takes the noise scaled by σ."""
 
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
         return th.randn(shape).numpy()
@@ -195,11 +223,15 @@ class GaussianHead:
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return outputs + noise
 
+    def act_from(self, distribution: Any, noise: np.ndarray) -> np.ndarray:
+        return super().act_from(distribution, noise * distribution.distribution.scale.cpu().numpy())
 
-class CategoricalHead:
+
+class CategoricalHead(Head):
     """argmax(logits + Gumbel noise) is a draw from softmax(logits); one for each block of logits."""
 
     def __init__(self, sizes: list[int], flat: bool) -> None:
+        super().__init__(sum(sizes))
         stops = np.cumsum(sizes).tolist()
         self._blocks = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
         self._flat = flat
@@ -215,7 +247,7 @@ class CategoricalHead:
         return np.stack([perturbed[:, block].argmax(axis=1) for block in self._blocks], axis=1)
 
 
-class BernoulliHead:
+class BernoulliHead(Head):
     """logit + logistic noise > 0 is a draw from Bernoulli(sigmoid(logit))."""
 
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -225,16 +257,17 @@ class BernoulliHead:
         return (outputs + noise > 0.0).astype(np.float32)
 
 
-def head_of(distribution: Distribution) -> Head:
-    """The head for one of SB3's distributions that a standard MLP actor can have."""
-    if isinstance(distribution, DiagGaussianDistribution):
-        return GaussianHead()
-    if isinstance(distribution, CategoricalDistribution):
+def head_of(distribution: Distribution) -> Head | None:
+    """The head for one of SB3's own distributions on independent noise, or None."""
+    if type(distribution) is DiagGaussianDistribution:
+        return GaussianHead(distribution.action_dim)
+    if type(distribution) is CategoricalDistribution:
         return CategoricalHead([distribution.action_dim], flat=True)
-    if isinstance(distribution, MultiCategoricalDistribution):
+    if type(distribution) is MultiCategoricalDistribution:
         return CategoricalHead([int(size) for size in distribution.action_dims], flat=False)
-    assert isinstance(distribution, BernoulliDistribution), distribution
-    return BernoulliHead()
+    if type(distribution) is BernoulliDistribution:
+        return BernoulliHead(distribution.action_dims)
+    return None
 
 
 def _encoder(space: spaces.Space) -> Callable[[np.ndarray, np.ndarray], None]:
