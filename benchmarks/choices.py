@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 GROUPS = {
-    "radius": ["sb3_contrib", "kl_0.01", "kl_0.02", "kl_0.03", "kl_0.05", "kl_0.08", "kl_0.12"],
+    "radius": ["sb3_contrib", "kl_0.01", "kl_0.02", "kl_0.03", "kl_0.05", "kl_0.08"],
     "critic": ["adam", "gauss_newton_1", "gauss_newton_2", "gauss_newton_3", "gauss_newton_5"],
     "thinned": ["thinned_1", "thinned_5", "thinned_10"],
 }

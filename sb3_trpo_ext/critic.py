@@ -157,8 +157,9 @@ class GaussNewtonSettings:
 
     steps: int = 2
     cg_max_steps: int = 10
+    prior: float = 100.0
+    """Weight of the old φ, in samples: λ is at least prior / B, so that a small batch is not fitted exactly."""
     max_halvings: int = 5
-    min_damping: float = 1e-4
     max_damping: float = 1e4
 
 
@@ -175,6 +176,8 @@ def fit_gauss_newton(
     """
     phi_start = problem.parameters.read()
     loss_start = loss = problem.loss()
+    min_damping = settings.prior / len(problem.returns)
+    damping = max(damping, min_damping)
     for _ in range(settings.steps):
         phi = problem.parameters.read()
         descent, curvature = problem.linearize()
@@ -198,7 +201,7 @@ def fit_gauss_newton(
         predicted = float(step @ descent) + damping * float(step @ step)
         quality = (loss - search.value) / predicted if search.accepted and search.backtracks == 0 else 0.0
         if quality > 0.75:
-            damping = max(damping / 2.0, settings.min_damping)
+            damping = max(damping / 2.0, min_damping)
         elif not quality >= 0.25:
             damping = min(damping * 2.0, settings.max_damping)
         loss = search.value if search.accepted else loss

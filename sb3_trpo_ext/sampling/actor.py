@@ -76,7 +76,9 @@ class NumpyActor:
 
     path = "numpy"
 
-    def __init__(self, actor: MlpActor, observation_space: spaces.Space, n_envs: int) -> None:
+    def __init__(
+        self, actor: MlpActor, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
+    ) -> None:
         head = head_of(actor.distribution)
         assert head is not None, "an MlpActor has one of SB3's own distributions"
         self._head = head
@@ -92,6 +94,8 @@ class NumpyActor:
         self._zeros = np.zeros(n_envs * n_inputs, dtype=self._inputs.dtype)
         self._std = None if actor.log_std is None else actor.log_std.detach().exp().cpu().numpy()
         self._n_envs = n_envs
+        shape = action_space.shape or ()
+        self._action_shape = (n_envs, *shape) if len(shape) > 1 else None
         self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
@@ -115,7 +119,8 @@ class NumpyActor:
         return x
 
     def act(self, observation: Observation, step: int) -> Acted:
-        return Acted(self._head.act(self.outputs(observation), self._noise[step]))  # type: ignore[arg-type]
+        actions = self._head.act(self.outputs(observation), self._noise[step])  # type: ignore[arg-type]
+        return Acted(actions if self._action_shape is None else actions.reshape(self._action_shape))
 
 
 class TorchActor:
@@ -187,7 +192,7 @@ def numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> NumpyActor | None:
         return None
     if any(layer.activation is not None and type(layer.activation) not in _ACTIVATIONS for layer in actor.network.layers):
         return None
-    return NumpyActor(actor, policy.observation_space, n_envs)
+    return NumpyActor(actor, policy.observation_space, policy.action_space, n_envs)
 
 
 class Head(ABC):
