@@ -63,7 +63,9 @@ def learn(variant: str, env_id: str, seed: int, steps: int) -> dict[str, Any]:
     started = time.perf_counter()
     model.learn(steps)
     seconds = time.perf_counter() - started
-    returns, _ = evaluate_policy(model, make_vec_env(env_id, seed=10_000 + seed), n_eval_episodes=20, return_episode_rewards=True)
+    returns, _ = evaluate_policy(
+        model, make_vec_env(env_id, seed=10_000 + seed), n_eval_episodes=20, return_episode_rewards=True
+    )
     return {
         "variant": variant,
         "env": env_id,

@@ -163,9 +163,7 @@ class GaussNewtonSettings:
     max_damping: float = 1e4
 
 
-def fit_gauss_newton(
-    problem: CriticProblem, damping: float, settings: GaussNewtonSettings
-) -> tuple[CriticReport, float]:
+def fit_gauss_newton(problem: CriticProblem, damping: float, settings: GaussNewtonSettings) -> tuple[CriticReport, float]:
     """Fit V by Levenberg-Marquardt steps: (JᵀJ/B + λI) d = Jᵀ(R − V)/B, solved by conjugate gradient.
 
     A step is halved until the loss falls; λ shrinks where the quadratic model predicted the
@@ -174,38 +172,45 @@ def fit_gauss_newton(
     :param damping: λ to start from
     :return: what the fit did, and the λ to go on from
     """
-    phi_start = problem.parameters.read()
-    loss_start = loss = problem.loss()
-    min_damping = settings.prior / len(problem.returns)
-    damping = max(damping, min_damping)
+    phi, loss_start = problem.parameters.read(), problem.loss()
+    loss = loss_start
     for _ in range(settings.steps):
-        phi = problem.parameters.read()
-        descent, curvature = problem.linearize()
-        solution = conjugate_gradient(
-            damped(curvature, damping), descent, max_steps=settings.cg_max_steps, recompute_residual=False
-        )
-        if solution.iterations == 0:
-            break
-        step = solution.x
-
-        def evaluate(fraction: float, phi: th.Tensor = phi, step: th.Tensor = step) -> float:
-            problem.parameters.write(phi + fraction * step)
-            return problem.loss()
-
-        search = backtracking_line_search(
-            evaluate, lambda _, value, loss=loss: value < loss, shrinking_factor=0.5, max_iter=settings.max_halvings
-        )
-        if not search.accepted:
-            problem.parameters.write(phi)
-        # the model's decrease of the loss for the full step, as dᵀ(JᵀJ/B + λI)d = dᵀ Jᵀ(R − V)/B
-        predicted = float(step @ descent) + damping * float(step @ step)
-        quality = (loss - search.value) / predicted if search.accepted and search.backtracks == 0 else 0.0
-        if quality > 0.75:
-            damping = max(damping / 2.0, min_damping)
-        elif not quality >= 0.25:
-            damping = min(damping * 2.0, settings.max_damping)
-        loss = search.value if search.accepted else loss
+        loss, damping = _levenberg_marquardt_step(problem, loss, damping, settings)
     if not (math.isfinite(loss) and bool(th.isfinite(problem.parameters.read()).all())):
-        problem.parameters.write(phi_start)
+        problem.parameters.write(phi)
         return CriticReport(FitOutcome.NON_FINITE, loss_start), damping
     return CriticReport(FitOutcome.FITTED, loss), damping
+
+
+def _levenberg_marquardt_step(
+    problem: CriticProblem, loss: float, damping: float, settings: GaussNewtonSettings
+) -> tuple[float, float]:
+    """One step from a given loss; the loss and the λ that it leaves."""
+    min_damping = settings.prior / len(problem.returns)
+    damping = max(damping, min_damping)
+    phi = problem.parameters.read()
+    descent, curvature = problem.linearize()
+    solution = conjugate_gradient(
+        damped(curvature, damping), descent, max_steps=settings.cg_max_steps, recompute_residual=False
+    )
+    step = solution.x
+
+    def evaluate(fraction: float) -> float:
+        problem.parameters.write(phi + fraction * step)
+        return problem.loss()
+
+    def accept(fraction: float, candidate: float) -> bool:
+        return candidate < loss
+
+    search = backtracking_line_search(evaluate, accept, shrinking_factor=0.5, max_iter=settings.max_halvings)
+    if not search.accepted:
+        problem.parameters.write(phi)
+        return loss, min(2.0 * damping, settings.max_damping)
+    # the model's decrease for the full step: dᵀ(JᵀJ/B + λI)d is dᵀ Jᵀ(R − V)/B, as CG started from zero
+    predicted = float(step @ descent) + damping * float(step @ step)
+    quality = (loss - search.value) / predicted if search.backtracks == 0 else 0.0
+    if quality > 0.75:
+        damping = max(0.5 * damping, min_damping)
+    elif quality < 0.25:
+        damping = min(2.0 * damping, settings.max_damping)
+    return search.value, damping

@@ -192,4 +192,3 @@ def family_of(distribution: Distribution) -> DistributionFamily:
 
 def _as_list(distribution: Any) -> Sequence[Any]:
     return distribution if isinstance(distribution, (list, tuple)) else [distribution]
-

@@ -43,7 +43,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     first = batches[0]
     if isinstance(first, dict):
         return {key: concatenate([batch[key] for batch in batches]) for key in first}  # type: ignore[index,return-value]
-    return th.cat(list(batches))  # type: ignore[call-overload,no-any-return]
+    return th.cat(batches)  # type: ignore[arg-type,return-value]
 
 
 def length(batch: Any) -> int:

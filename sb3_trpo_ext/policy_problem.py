@@ -88,6 +88,7 @@ class PolicyProblem:
     @th.no_grad()
     def evaluate(self) -> Evaluation:
         """L(θ) and the mean KL(π_old ‖ π_θ), from one forward pass."""
+
         def totals(rows: slice) -> th.Tensor:
             distribution = self._distribution_of(rows)
             terms = self._objective.terms(distribution, rows).sum(dtype=th.float64)

@@ -39,7 +39,7 @@ class MlpActor:
     log_std: nn.Parameter | None
     distribution: Distribution
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[th.Tensor]:
         return self.network.parameters() + ([] if self.log_std is None else [self.log_std])
 
 

@@ -15,7 +15,6 @@ from sb3_trpo_ext.numerics.curvature import damped
 from sb3_trpo_ext.numerics.line_search import backtracking_line_search
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 
-
 # below this, more steps change the direction by less than single precision resolves
 _CG_RTOL = 1e-5
 

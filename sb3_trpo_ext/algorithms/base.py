@@ -200,9 +200,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
         return f"Critic: {self.critic}; acting: {self.actor_path}"
 
     @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfOnPolicyExt], path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any
-    ) -> SelfOnPolicyExt:
+    def load(cls: type[SelfOnPolicyExt], path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> SelfOnPolicyExt:
         """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
 
         An archive that sb3_contrib.TRPO saved goes on as it was: KL on its scale, its critic fit, any

@@ -77,46 +77,48 @@ def conjugate_gradient(
         raise ValueError(f"rtol and atol must not be negative, got rtol={rtol}, atol={atol}")
 
     scale = float(b.abs().max()) if b.numel() else 0.0
-    if not math.isfinite(scale):
-        return CGSolution(th.zeros_like(b), CGStatus.NON_FINITE, 0, scale)
-    if scale == 0.0:
-        return CGSolution(th.zeros_like(b), CGStatus.ZERO_RHS, 0, 0.0)
-
+    if scale == 0.0 or not math.isfinite(scale):
+        status = CGStatus.ZERO_RHS if scale == 0.0 else CGStatus.NON_FINITE
+        return CGSolution(th.zeros_like(b), status, 0, scale)
     # in units of max|b|, so that no square over- or underflows
     b = b / scale
-    x, r = th.zeros_like(b), b
+    tolerance = max(rtol * float(b.norm()), atol / scale)
+    x, r, iterations = th.zeros_like(b), b, 0
+    while True:
+        x, r, status, steps = _recursion(matvec, x, r, tolerance, max_steps - iterations)
+        iterations += steps
+        claimed = status is CGStatus.CONVERGED
+        if not recompute_residual or status is CGStatus.NON_FINITE:
+            break
+        r = b - matvec(x)
+        if float(r.norm()) <= tolerance:
+            status = CGStatus.CONVERGED
+            break
+        if not claimed or iterations == max_steps:
+            status = CGStatus.STEP_LIMIT if claimed else status
+            break
+    return CGSolution(scale * x, status, iterations, scale * float(r.norm()))
+
+
+def _recursion(
+    matvec: Matvec, x: th.Tensor, r: th.Tensor, tolerance: float, max_steps: int
+) -> tuple[th.Tensor, th.Tensor, CGStatus, int]:
+    """Textbook CG from x with residual r: the last finite x and r, how it ended, and steps taken."""
     p, rr = r, float(r @ r)
-    tolerance = max(rtol * math.sqrt(rr), atol / scale)
-    step, verified, status = 0, False, CGStatus.STEP_LIMIT
-    while step < max_steps:
+    for step in range(max_steps):
         Ap = matvec(p)
         pAp = float(p @ Ap)
         if not math.isfinite(pAp):
-            status = CGStatus.NON_FINITE
-            break
+            return x, r, CGStatus.NON_FINITE, step
         if pAp <= 0.0:
-            status = CGStatus.NON_POSITIVE_CURVATURE
-            break
+            return x, r, CGStatus.NON_POSITIVE_CURVATURE, step
         alpha = rr / pAp
         x_next, r_next = x + alpha * p, r - alpha * Ap
         rr_next = float(r_next @ r_next)
-        if not math.isfinite(rr_next):
-            status = CGStatus.NON_FINITE
-            break
-        step += 1
-        x, r, p, rr, verified = x_next, r_next, r_next + (rr_next / rr) * p, rr_next, False
+        if not (math.isfinite(rr_next) and math.isfinite(alpha)):
+            return x, r, CGStatus.NON_FINITE, step
+        p = r_next + (rr_next / rr) * p
+        x, r, rr = x_next, r_next, rr_next
         if math.sqrt(rr) <= tolerance:
-            if not recompute_residual:
-                status = CGStatus.CONVERGED
-                break
-            r = b - matvec(x)
-            p, rr, verified = r, float(r @ r), True
-            if math.sqrt(rr) <= tolerance:
-                status = CGStatus.CONVERGED
-                break
-    if recompute_residual and not verified and step > 0 and status is not CGStatus.NON_FINITE:
-        r = b - matvec(x)
-        rr = float(r @ r)
-        if status is CGStatus.STEP_LIMIT and math.sqrt(rr) <= tolerance:
-            status = CGStatus.CONVERGED
-    return CGSolution(scale * x, status, step, scale * math.sqrt(rr))
+            return x, r, CGStatus.CONVERGED, step + 1
+    return x, r, CGStatus.STEP_LIMIT, max_steps

@@ -36,8 +36,8 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 class DenseLayer:
     """a ↦ σ(W a + b); ``activation`` is None for the identity."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: th.Tensor
+    bias: th.Tensor | None
     activation: nn.Module | None
 
 
@@ -66,7 +66,7 @@ class DenseNetwork:
                 return None
         return cls(tuple(layers)) if layers else None
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[th.Tensor]:
         return [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
 
     def __call__(self, inputs: th.Tensor) -> th.Tensor:
@@ -153,7 +153,7 @@ class DenseLinearization:
                 cotangent = cotangent @ layer.weight
         return gradient
 
-    def _part(self, parts: list[th.Tensor], parameter: nn.Parameter | None) -> th.Tensor | None:
+    def _part(self, parts: list[th.Tensor], parameter: th.Tensor | None) -> th.Tensor | None:
         slot = self._slot.get(id(parameter))
         return None if slot is None else parts[slot]
 

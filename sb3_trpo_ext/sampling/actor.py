@@ -76,9 +76,7 @@ class NumpyActor:
 
     path = "numpy"
 
-    def __init__(
-        self, actor: MlpActor, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
-    ) -> None:
+    def __init__(self, actor: MlpActor, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int) -> None:
         head = head_of(actor.distribution)
         assert head is not None, "an MlpActor has one of SB3's own distributions"
         self._head = head
@@ -135,9 +133,7 @@ class TorchActor:
 
     path = "torch"
 
-    def __init__(
-        self, distribution_of: Callable[[Any], Distribution], policy: ActorCriticPolicy, n_envs: int
-    ) -> None:
+    def __init__(self, distribution_of: Callable[[Any], Distribution], policy: ActorCriticPolicy, n_envs: int) -> None:
         self._distribution_of = distribution_of
         self._policy = policy
         self._n_envs = n_envs

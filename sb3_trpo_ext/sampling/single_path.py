@@ -118,7 +118,7 @@ class Recorder(Protocol):
 
     def add(self, step: Transition, acted: Acted) -> None: ...
 
-    def finish(self, new_obs: Observation, dones: np.ndarray) -> None:
+    def finish(self, new_obs: Any, dones: np.ndarray) -> None:
         """Complete a full buffer with what is still missing, returns and advantages included."""
         ...
 
@@ -137,14 +137,14 @@ class ImmediateRecorder:
             with th.no_grad():
                 value = algorithm.predict_values(algorithm.policy.obs_to_tensor(terminal)[0])[0]
             step.rewards[index] += algorithm.gamma * float(value)
-        actions, values, log_probs = acted
+        actions, values = acted.actions, acted.values
         if isinstance(algorithm.action_space, spaces.Discrete):
             actions = actions.reshape(-1, 1)
         if algorithm.critic == "none":
             values = th.zeros_like(values)
-        self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, log_probs)  # type: ignore[arg-type]
+        self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
 
-    def finish(self, new_obs: Observation, dones: np.ndarray) -> None:
+    def finish(self, new_obs: Any, dones: np.ndarray) -> None:
         with th.no_grad():
             last_values = self._algorithm.predict_values(obs_as_tensor(new_obs, self._algorithm.device))
         compute_returns(self._buffer, last_values, dones)
@@ -163,7 +163,7 @@ class DeferredRecorder:
         t = buffer.pos
         if isinstance(buffer.observations, dict):
             for key, store in buffer.observations.items():
-                store[t] = step.observations[key].reshape(store[t].shape)  # type: ignore[call-overload]
+                store[t] = step.observations[key].reshape(store[t].shape)
         else:
             row = buffer.observations[t]
             row[...] = step.observations.reshape(row.shape)  # type: ignore[union-attr]
@@ -176,7 +176,7 @@ class DeferredRecorder:
             self._truncations += [(t, index, terminal) for index, terminal in step.truncated()]
 
     @th.no_grad()
-    def finish(self, new_obs: Observation, dones: np.ndarray) -> None:
+    def finish(self, new_obs: Any, dones: np.ndarray) -> None:
         algorithm, buffer = self._algorithm, self._buffer
         n_states = buffer.buffer_size * buffer.n_envs
         observations = tree_map(lambda store: store.reshape(n_states, *store.shape[2:]), buffer.observations)
@@ -192,5 +192,5 @@ class DeferredRecorder:
             terminal_values = algorithm.predict_values(concatenate(terminals)).flatten().cpu().numpy()
             for (t, index, _), value in zip(self._truncations, terminal_values, strict=True):
                 buffer.rewards[t, index] += algorithm.gamma * value
-        last_values = algorithm.predict_values(obs_as_tensor(new_obs, algorithm.device))  # type: ignore[arg-type]
+        last_values = algorithm.predict_values(obs_as_tensor(new_obs, algorithm.device))
         compute_returns(buffer, last_values, dones)
