@@ -1,0 +1,74 @@
+"""Registration of our algorithms with rl_zoo3: algorithms, samplers and configuration files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_trpo_ext.algorithms.base import OnPolicyExt
+from sb3_trpo_ext.algorithms.trpo import TRPOExt
+
+if TYPE_CHECKING:
+    import optuna
+
+ALGORITHMS: dict[str, type[OnPolicyExt]] = {"trpo_ext": TRPOExt}
+
+
+def sample_trpo_ext_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Hyperparameters of one trial of ``-optimize``, in rl_zoo3's own encoding."""
+    return convert_trpo_ext_params(
+        {
+            "n_steps_pow": trial.suggest_int("n_steps_pow", 7, 12),
+            "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
+            "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 0.1, log=True),
+            "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
+            "cg_damping": trial.suggest_float("cg_damping", 0.001, 1.0, log=True),
+            "critic_steps": trial.suggest_int("critic_steps", 1, 5),
+            "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+            "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+        }
+    )
+
+
+def convert_trpo_ext_params(sampled: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the algorithm from the parameters of a trial."""
+    from rl_zoo3.hyperparams_opt import convert_onpolicy_params
+
+    return convert_onpolicy_params(sampled)
+
+
+def register() -> None:
+    """Make rl_zoo3 know our algorithms, in this process; calling it again changes nothing.
+
+    rl_zoo3 reads its choices of ``--algo`` when a verb starts, so this comes first.
+
+    :raises ImportError: saying what to install, where rl_zoo3 is missing
+    """
+    try:
+        import rl_zoo3
+        from rl_zoo3 import enjoy, exp_manager, hyperparams_opt, train
+    except ImportError as error:
+        raise ImportError(
+            f"the RL Zoo entry points need more packages ({error}); install them with: pip install 'sb3_trpo_ext[zoo]'"
+        ) from error
+    # one dictionary, shared by reference; re-assigned as rl_zoo3's documentation has it
+    rl_zoo3.ALGOS.update(ALGORITHMS)
+    for module in (train, enjoy, exp_manager):
+        module.ALGOS = rl_zoo3.ALGOS
+    for name in ALGORITHMS:
+        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = sample_trpo_ext_params
+        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = convert_trpo_ext_params
+
+
+def config_path(algorithm: str = "trpo_ext") -> Path:
+    """The hyperparameter file of an algorithm: in an installed wheel beside this module, else in ``zoo_configs/``.
+
+    :raises ValueError: for an algorithm that is not ours
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {sorted(ALGORITHMS)}, got {algorithm!r}")
+    here = Path(__file__).parent
+    installed = here / "configs" / f"{algorithm}.yml"
+    return installed if installed.exists() else here.parents[1] / "zoo_configs" / f"{algorithm}.yml"
