@@ -155,9 +155,9 @@ def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: Ad
 class GaussNewtonSettings:
     """Second-order fits on the whole batch."""
 
-    steps: int = 2
+    steps: int = 3
     cg_max_steps: int = 10
-    prior: float = 100.0
+    prior: float = 30.0
     """Weight of the old φ, in samples: λ is at least prior / B, so that a small batch is not fitted exactly."""
     max_halvings: int = 5
     max_damping: float = 1e4

@@ -109,7 +109,7 @@ class TRPOExt(OnPolicyExt):
         line_search_accept_ratio: float = 0.1,
         ent_coef: float = 0.0,
         critic: CriticChoice = "gauss_newton",
-        critic_steps: int = 2,
+        critic_steps: int = 3,
         critic_cg_steps: int = 10,
         max_grad_norm: float = 0.0,
         values_at_each_step: bool = False,
