@@ -188,7 +188,7 @@ def propose_step(
         outcome=StepOutcome.NON_FINITE_GRADIENT,
         objective=objective_old,
         target_kl=settings.target_kl,
-        gradient_norm=float(g.norm()),
+        gradient_norm=float(g.double().norm()),
     )
     if not (math.isfinite(objective_old) and math.isfinite(report.gradient_norm)):
         return None, report

@@ -71,6 +71,8 @@ class Case:
         ).to(dtype)
         for parameter in policy.parameters():  # away from the symmetric start
             parameter.data += 0.3 * th.randn_like(parameter)
+        if self.use_sde:
+            policy.reset_noise()  # in the new precision
         policy.set_training_mode(False)
         return policy
 
@@ -93,6 +95,7 @@ def observations(n, seed=1):
 
 
 def sample_actions(policy, obs):
+    th.manual_seed(2)
     with th.no_grad():
         return policy.get_distribution(obs).get_actions()
 
@@ -116,7 +119,7 @@ def enumerate_actions(policy, distribution):
     else:
         choices = [th.tensor([a], dtype=th.float64) for a in itertools.product([0.0, 1.0], repeat=space.n)]
     for action in choices:
-        yield action, float(distribution.log_prob(action).exp())
+        yield action, float(distribution.log_prob(action).detach().exp())
 
 
 def dense_fisher(policy, obs, parameters):

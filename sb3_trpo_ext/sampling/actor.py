@@ -89,7 +89,7 @@ class NumpyActor:
             self._layers.append((weight, bias, _numpy_activation(layer.activation), out))
         n_inputs = self._layers[0][0].shape[0]
         self._inputs = np.empty((n_envs, n_inputs), dtype=self._layers[0][0].dtype)
-        self._zeros = np.zeros(n_envs * n_inputs, dtype=self._inputs.dtype)
+        self._is_finite = np.empty(self._inputs.shape, dtype=bool)
         self._std = None if actor.log_std is None else actor.log_std.detach().exp().cpu().numpy()
         self._n_envs = n_envs
         shape = action_space.shape or ()
@@ -105,8 +105,8 @@ class NumpyActor:
         """Means or logits (E, ·); overwritten by the next call."""
         x = self._inputs
         self._encode(observation, x)
-        # 0·x is NaN where x is not finite: the cheapest test there is
-        if self._zeros.dot(x.ravel()) != 0.0:
+        np.isfinite(x, out=self._is_finite)
+        if np.count_nonzero(self._is_finite) != x.size:
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         for weight, bias, activation, out in self._layers:
             np.dot(x, weight, out=out)

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo_ext.distributions import family_of
+from sb3_trpo_ext.sampling.actor import TorchActor, finite, head_of, numpy_actor
+from tests.cases import ACTION_SPACES, CASES
+
+OBSERVATION_SPACES = {
+    "box": spaces.Box(-2, 2, (3,)),
+    "box_float64": spaces.Box(-2, 2, (3,), dtype=np.float64),
+    "box_matrix": spaces.Box(-2, 2, (2, 3)),
+    "box_int": spaces.Box(0, 9, (4,), dtype=np.int64),
+    "discrete": spaces.Discrete(5),
+    "multi_discrete": spaces.MultiDiscrete([3, 4]),
+    "multi_binary": spaces.MultiBinary(4),
+}
+E = 6
+
+
+def policy_of(observation_space, action_space, activation=nn.Tanh, **kwargs):
+    policy = ActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, activation_fn=activation, **kwargs)
+    for parameter in policy.parameters():
+        parameter.data += 0.2 * th.randn_like(parameter)
+    policy.set_training_mode(False)
+    return policy
+
+
+def batch_of(space, n=E, seed=0):
+    space.seed(seed)
+    return np.stack([space.sample() for _ in range(n)])
+
+
+def both(policy, n_envs=E, n_steps=3):
+    fast = numpy_actor(policy, n_envs)
+    general = TorchActor(policy.get_distribution, policy, n_envs)
+    for actor in (fast, general):
+        th.manual_seed(4)
+        actor.prepare(n_steps)
+    return fast, general
+
+
+@pytest.mark.parametrize("actions", ACTION_SPACES)
+@pytest.mark.parametrize("observations", OBSERVATION_SPACES)
+def test_numpy_and_torch_give_the_same_outputs_and_from_the_same_noise_the_same_actions(observations, actions):
+    space = OBSERVATION_SPACES[observations]
+    policy = policy_of(space, ACTION_SPACES[actions])
+    fast, general = both(policy)
+    for step in range(3):
+        obs = batch_of(space, seed=step)
+        with th.no_grad():
+            distribution = policy.get_distribution(th.as_tensor(obs))
+        outputs = family_of(distribution).parameters(distribution)[0]
+        mine = th.as_tensor(fast.outputs(obs).copy())
+        if actions == "discrete":  # torch normalises its logits
+            mine = mine.log_softmax(dim=1)
+        if actions == "multi_discrete":
+            mine = th.cat([part.log_softmax(dim=1) for part in mine.split([3, 2], dim=1)], dim=1)
+        th.testing.assert_close(mine, outputs, rtol=1e-5, atol=1e-5)
+        a, b = fast.act(obs, step).actions, general.act(obs, step).actions
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        sb3 = policy(th.as_tensor(obs))[0].detach().numpy()
+        assert a.shape == b.shape == sb3.shape and a.dtype == b.dtype == sb3.dtype
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU])
+@pytest.mark.parametrize("n_envs", [1, 5])
+def test_activations(activation, n_envs):
+    space = spaces.Box(-9, 9, (4,))
+    policy = policy_of(space, ACTION_SPACES["box"], activation, net_arch=[16, 8])
+    obs = batch_of(space, n_envs)
+    with th.no_grad():
+        expected = policy.get_distribution(th.as_tensor(obs)).mode().numpy()
+    np.testing.assert_allclose(numpy_actor(policy, n_envs).outputs(obs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_hidden_layer_and_several_action_dimensions():
+    policy = policy_of(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2, 2)), net_arch=[])
+    fast, general = both(policy)
+    obs = batch_of(policy.observation_space)
+    assert fast.act(obs, 0).actions.shape == (E, 2, 2)
+    np.testing.assert_allclose(fast.act(obs, 0).actions, general.act(obs, 0).actions, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.use_sde and not c.learned_extractor], ids=lambda c: c.name)
+def test_actions_have_the_distribution_of_the_policy(case):
+    policy = case.policy(dtype=th.float32)
+    n = 40_000
+    obs = np.repeat(batch_of(policy.observation_space, 1), n, axis=0)
+    fast = numpy_actor(policy, n)
+    fast.prepare(1)
+    actions = th.as_tensor(fast.act(obs, 0).actions)
+    with th.no_grad():
+        distribution = policy.get_distribution(th.as_tensor(obs))
+        # the mean log-probability of draws from a distribution is minus its entropy
+        log_prob = distribution.log_prob(actions)
+        entropy = distribution.entropy()
+    error = float((log_prob + entropy).mean() / (log_prob.std() / n**0.5))
+    assert abs(error) < 4
+    if case.space == "box":
+        mean, std = distribution.distribution.mean[0], distribution.distribution.stddev[0]
+        assert ((actions.mean(dim=0) - mean).abs() < 4 * std / n**0.5).all()
+        th.testing.assert_close(actions.std(dim=0), std, rtol=0.02, atol=0)
+
+
+def test_weights_are_copied_when_the_actor_is_made():
+    policy = policy_of(spaces.Box(-1, 1, (3,)), ACTION_SPACES["box"])
+    fast, obs = numpy_actor(policy, E), batch_of(policy.observation_space)
+    before = fast.outputs(obs).copy()
+    for parameter in policy.parameters():
+        parameter.data += 1.0
+    np.testing.assert_array_equal(fast.outputs(obs), before)
+
+
+class OwnForward(ActorCriticPolicy):
+    def forward(self, obs, deterministic=False):
+        return super().forward(obs, deterministic)
+
+
+class OwnLatent(ActorCriticPolicy):
+    def _get_action_dist_from_latent(self, latent_pi):
+        return super()._get_action_dist_from_latent(latent_pi * 2)
+
+
+class Frozen(nn.Tanh):
+    pass
+
+
+def make(cls=ActorCriticPolicy, space=OBSERVATION_SPACES["box"], action_space=ACTION_SPACES["box"], **kwargs):
+    return cls(space, action_space, lambda _: 1e-3, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        make(OwnForward),
+        make(OwnLatent),
+        make(use_sde=True),
+        make(activation_fn=Frozen),
+        make(activation_fn=nn.GELU),
+        make(space=spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8)),
+    ],
+)
+def test_policies_that_are_anything_else_have_no_fast_actor(policy):
+    assert numpy_actor(policy, 1) is None
+
+
+def test_hooks_and_patched_methods_are_respected():
+    policy = make()
+    assert numpy_actor(policy, 1) is not None
+    handle = policy.register_forward_hook(lambda *_: None)
+    assert numpy_actor(policy, 1) is None
+    handle.remove()
+    policy.get_distribution = lambda obs: None
+    assert numpy_actor(policy, 1) is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_entries_that_are_not_finite_act_as_zeros(bad, n_envs):
+    policy = policy_of(spaces.Box(-1, 1, (3,)), ACTION_SPACES["box"], activation=nn.ReLU)
+    fast, general = both(policy, n_envs)
+    obs = batch_of(policy.observation_space, n_envs)
+    zeroed = obs.copy()
+    obs[0, 1], zeroed[0, 1] = bad, 0.0
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(fast.outputs(obs).copy(), fast.outputs(zeroed))
+    np.testing.assert_array_equal(general.act(obs, 0).actions, general.act(zeroed, 0).actions)
+    assert np.isnan(obs[0, 1]) or np.isinf(obs[0, 1])
+
+
+def test_finite_leaves_good_observations_alone():
+    good = {"a": np.ones(3), "b": np.ones(2, dtype=np.uint8)}
+    assert all(finite(good)[key] is good[key] for key in good)
+    assert finite({"a": np.array([np.nan, 1.0])})["a"].tolist() == [0.0, 1.0]
+
+
+def test_distributions_without_a_head():
+    assert head_of(make(use_sde=True).action_dist) is None

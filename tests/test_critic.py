@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_trpo_ext.critic import AdamSettings, CriticProblem, FitOutcome, GaussNewtonSettings, fit_adam, fit_gauss_newton
+from sb3_trpo_ext.numerics.dense import DenseNetwork
+from sb3_trpo_ext.numerics.parameters import FlatParameters
+from tests.cases import dense
+
+
+def network_and_data(n=64, seed=0):
+    th.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x = th.randn(n, 3, dtype=th.float64)
+    return network, x, 5 + 3 * th.sin(x.sum(dim=1))
+
+
+def problem_of(network, x, returns, mlp=False, **kwargs):
+    read = (DenseNetwork.read([network]), x) if mlp else None
+    return CriticProblem(lambda rows: network(x[rows]), returns, FlatParameters(network.parameters()), mlp=read, **kwargs)
+
+
+@pytest.mark.parametrize("chunk_size", [7, 1000])
+@pytest.mark.parametrize("mlp", [False, True])
+def test_linearisation_agrees_with_the_dense_jacobian(mlp, chunk_size):
+    network, x, returns = network_and_data(20)
+    problem = problem_of(network, x, returns, mlp, chunk_size=chunk_size)
+    parameters = problem.parameters
+    J = th.stack([parameters.gradient(value) for value in map(lambda row: network(row).sum(), x)])
+    errors = returns - network(x).flatten().detach()
+    descent, curvature = problem.linearize()
+    th.testing.assert_close(descent, J.T @ errors / 20)
+    th.testing.assert_close(dense(curvature, len(parameters)), J.T @ J / 20)
+    assert problem.loss() == pytest.approx(float(errors.square().mean()))
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_one_step_on_a_linear_model_is_ridge_regression(mlp):
+    _, x, returns = network_and_data(50)
+    network = nn.Sequential(nn.Linear(3, 1)).double()
+    problem = problem_of(network, x, returns, mlp)
+    phi = problem.parameters.read()
+    design = th.cat([x, th.ones(50, 1, dtype=th.float64)], dim=1)
+    damping = 0.2
+    system = design.T @ design / 50 + damping * th.eye(4, dtype=th.float64)
+    expected = phi + th.linalg.solve(system, design.T @ (returns - design @ phi) / 50)
+    settings = GaussNewtonSettings(steps=1, cg_max_steps=20, prior=0.0)
+    report, damping_after = fit_gauss_newton(problem, damping, settings)
+    th.testing.assert_close(problem.parameters.read(), expected)
+    assert report.outcome is FitOutcome.FITTED
+    # on a linear model the quadratic model is exact
+    assert damping_after == pytest.approx(damping / 2)
+    assert report.loss == pytest.approx(float((returns - design @ expected).square().mean()))
+
+
+def test_the_prior_keeps_a_small_batch_from_being_fitted_exactly():
+    def share_of_error_left(n):
+        network, x, returns = network_and_data(n)
+        problem = problem_of(network, x, returns)
+        start = problem.loss()
+        return fit_gauss_newton(problem, 1e-6, GaussNewtonSettings(prior=30.0))[0].loss / start
+
+    without = GaussNewtonSettings(prior=0.0)
+    network, x, returns = network_and_data(5)
+    problem = problem_of(network, x, returns)
+    start = problem.loss()
+    assert fit_gauss_newton(problem, 1e-6, without)[0].loss < 1e-3 * start
+    assert share_of_error_left(5) > 0.1
+    assert share_of_error_left(5) > 2 * share_of_error_left(4000)
+
+
+def test_the_loss_never_rises():
+    network, x, returns = network_and_data()
+    problem, damping, losses = problem_of(network, x, returns), 0.1, []
+    for _ in range(20):
+        losses.append(problem.loss())
+        _, damping = fit_gauss_newton(problem, damping, GaussNewtonSettings(steps=1, prior=0.0))
+    assert all(b <= a for a, b in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_damping_grows_where_no_step_lowers_the_loss():
+    network, x, returns = network_and_data()
+    problem = problem_of(network, x, returns)
+    problem.loss = iter([1.0] + [2.0] * 100).__next__
+    phi = problem.parameters.read()
+    _, damping = fit_gauss_newton(problem, 0.5, GaussNewtonSettings(steps=1))
+    assert damping == 1.0 and th.equal(problem.parameters.read(), phi)
+
+
+def adam_of(network, **kwargs):
+    return th.optim.Adam(network.parameters(), lr=1e-2, **kwargs)
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_adam_does_what_a_plain_loop_does(mlp):
+    (network, x, returns), (other, _, _) = network_and_data(), network_and_data()
+    settings = AdamSettings(n_critic_updates=3, batch_size=10)
+    th.manual_seed(7)
+    report = fit_adam(problem_of(network, x, returns, mlp), adam_of(network), settings)
+    th.manual_seed(7)
+    optimizer, losses = adam_of(other), []
+    for _ in range(3):
+        permutation = th.randperm(64)
+        for start in range(0, 64, 10):
+            rows = permutation[start : start + 10]
+            loss = nn.functional.mse_loss(other(x[rows]).flatten(), returns[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    th.testing.assert_close(FlatParameters(network.parameters()).read(), FlatParameters(other.parameters()).read())
+    assert report.loss == pytest.approx(sum(losses) / len(losses))
+
+
+def test_adam_clips_the_gradient_when_asked():
+    network, x, returns = network_and_data()
+    problem = problem_of(network, x, 1e6 * returns)
+    phi = problem.parameters.read()
+    settings = AdamSettings(n_critic_updates=1, batch_size=64, max_grad_norm=0.5)
+    fit_adam(problem, th.optim.SGD(network.parameters(), lr=1.0), settings)
+    assert float((problem.parameters.read() - phi).norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+@pytest.mark.parametrize("kind", ["adam", "gauss_newton"])
+def test_a_fit_that_meets_the_not_finite_is_taken_back_whole(kind, bad):
+    network, x, returns = network_and_data()
+    optimizer = adam_of(network)
+    fit_adam(problem_of(network, x, returns), optimizer, AdamSettings(1, 16))
+    returns[3] = bad
+    problem = problem_of(network, x, returns)
+    phi, state = problem.parameters.read(), [s["exp_avg"].clone() for s in optimizer.state.values()]
+    if kind == "adam":
+        report = fit_adam(problem, optimizer, AdamSettings(2, 16))
+    else:
+        report, _ = fit_gauss_newton(problem, 0.1, GaussNewtonSettings())
+    assert report.outcome is FitOutcome.NON_FINITE
+    assert th.equal(problem.parameters.read(), phi)
+    assert all(th.equal(a, s["exp_avg"]) for a, s in zip(state, optimizer.state.values(), strict=True))

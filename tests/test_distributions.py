@@ -1,0 +1,144 @@
+import pytest
+import torch as th
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, kl_divergence
+from torch.distributions import Laplace
+
+from sb3_trpo_ext import distributions
+from sb3_trpo_ext.distributions import GaussianFamily, GenericFamily, ParametricFamily, family_of, register_distribution_family
+from sb3_trpo_ext.policy_problem import PolicyProblem
+from tests.cases import CASES, enumerate_actions, observations
+
+
+def two_policies(case, obs):
+    old, new = case.policy(seed=0), case.policy(seed=5)
+    with th.no_grad():
+        return old, old.get_distribution(obs), new.get_distribution(obs)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kl_agrees_with_torch_and_sums_over_dimensions(case):
+    _, old, new = two_policies(case, observations(7))
+    family = family_of(old)
+    expected = kl_divergence(old, new)
+    expected = expected.sum(dim=1) if expected.ndim > 1 else expected
+    assert expected.shape == (7,) and (expected > 1e-3).all()
+    th.testing.assert_close(family.kl(family.freeze(old), new), expected)
+    th.testing.assert_close(GenericFamily().kl(GenericFamily().freeze(old), new), expected)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "gaussian" not in c.name and "gsde" not in c.name], ids=lambda c: c.name)
+def test_kl_is_the_expected_log_ratio_under_the_old_policy(case):
+    obs = observations(1)
+    policy, old, new = two_policies(case, obs)
+    family = family_of(old)
+    expected = sum(p * (old.log_prob(a) - new.log_prob(a)) for a, p in enumerate_actions(policy, old))
+    th.testing.assert_close(family.kl(family.freeze(old), new), expected)
+
+
+@pytest.mark.parametrize("dtype", [th.float64, th.float32])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kl_with_itself_is_exactly_zero(case, dtype):
+    policy = case.policy(dtype=dtype)
+    with th.no_grad():
+        old, new = (policy.get_distribution(observations(50)) for _ in range(2))
+        family = family_of(old)
+        assert not family.kl(family.freeze(old), new).any()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_metric_is_the_hessian_of_the_kl_in_distribution_parameters(case):
+    with th.no_grad():
+        distribution = case.policy().get_distribution(observations(1))
+    family = family_of(distribution)
+    assert isinstance(family, ParametricFamily)
+    at = family.freeze(distribution)
+    sizes = [part.shape[1] for part in at]
+
+    def kl(flat):
+        return family.kl_of(at, tuple(part[None] for part in flat.split(sizes))).sum()
+
+    hessian = th.autograd.functional.hessian(kl, th.cat(at, dim=1)[0])
+    tangent = th.randn(sum(sizes), dtype=th.float64)
+    product = family.metric(at, tuple(part[None] for part in tangent.split(sizes)))
+    th.testing.assert_close(th.cat(product, dim=1)[0], hessian @ tangent)
+
+
+@pytest.mark.parametrize(
+    "name, dimensions", [("gaussian", 2), ("gsde", 2), ("bernoulli", 3), ("categorical", 1), ("multi_categorical", 1)]
+)
+def test_mean_reduction_divides_where_sb3_contrib_averages(name, dimensions):
+    case = next(case for case in CASES if case.name == name)
+    with th.no_grad():
+        old = case.policy().get_distribution(observations(2))
+    family = family_of(old)
+    assert family.averaged_dimensions(family.freeze(old)) == dimensions
+
+
+def test_masked_choices_have_no_part_in_the_kl():
+    family = distributions.CategoricalFamily([3])
+    old, new = th.tensor([[0.5, -th.inf, 1.0]]), th.tensor([[0.1, -th.inf, 1.0]])
+    expected = family.__class__([2]).kl_of((old[:, [0, 2]],), (new[:, [0, 2]],))
+    th.testing.assert_close(family.kl_of((old,), (new,)), expected)
+
+
+class LaplaceDistribution(DiagGaussianDistribution):
+    """A family that the package has no entry for."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        self.distribution = Laplace(mean_actions, th.ones_like(mean_actions) * log_std.exp())
+        return self
+
+
+def laplace_policy():
+    policy = next(case for case in CASES if case.name == "gaussian").policy()
+    policy.action_dist = LaplaceDistribution(2)
+    return policy
+
+
+class MeanOfActions:
+    """An objective for problems that only their curvature is asked of."""
+
+    def set_old(self, old, rows):
+        pass
+
+    def terms(self, distribution, rows):
+        return distribution.mode().sum(dim=1)
+
+
+def problem_of(policy, obs, fisher):
+    actions = th.zeros(len(obs), 2, dtype=th.float64)
+    return PolicyProblem(lambda rows: policy.get_distribution(obs[rows]), len(obs), MeanOfActions(), actions, policy, fisher=fisher)
+
+
+def test_a_family_without_an_entry_works_through_the_hessian():
+    policy, obs = laplace_policy(), observations(5)
+    problem = problem_of(policy, obs, "auto")
+    assert problem.fisher == "hessian"
+    assert {id(p) for p in problem.parameters.tensors} == {
+        id(p) for name, p in policy.named_parameters() if "value" not in name
+    }
+    v = th.randn(len(problem.parameters), dtype=th.float64)
+    assert problem.fisher_product()(v).any()
+    with pytest.raises(ValueError, match="register_distribution_family"):
+        problem_of(policy, obs, "gauss_newton")
+
+
+def test_an_entry_can_be_added(monkeypatch):
+    monkeypatch.setattr(distributions, "_FAMILIES", dict(distributions._FAMILIES))
+
+    class Registered(GaussianFamily):
+        def parameters(self, distribution):
+            return distribution.distribution.loc, distribution.distribution.scale.log()
+
+    register_distribution_family(LaplaceDistribution, lambda _: Registered())
+    assert problem_of(laplace_policy(), observations(3), "auto").fisher == "gauss_newton"
+
+
+def test_old_distributions_survive_the_policy_reusing_its_object():
+    policy = next(case for case in CASES if case.name == "gaussian").policy()
+    with th.no_grad():
+        old = policy.get_distribution(observations(3))
+        kept = GenericFamily().freeze(old)
+        new = policy.get_distribution(observations(3, seed=9))
+    assert isinstance(kept, Distribution) and old is new
+    assert GenericFamily().kl(kept, new).min() > 0

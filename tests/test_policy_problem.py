@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.objectives import SinglePathSurrogate
+from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.standard_policies import fixed_features, mlp_actor
+from tests.cases import CASES, STANDARD, dense, dense_fisher, observations, sample_actions
+
+B = 7
+
+
+def problem_of(policy, n=B, dense_layers=False, advantages=None, ent_coef=0.0, **kwargs):
+    obs = observations(n)
+    actions = sample_actions(policy, obs)
+    advantages = th.randn(n, dtype=th.float64) if advantages is None else advantages
+    mlp = None
+    if dense_layers:
+        mlp = mlp_actor(policy), fixed_features(policy, obs, policy.pi_features_extractor)
+    surrogate = SinglePathSurrogate(actions, advantages, ent_coef)
+    return PolicyProblem(lambda rows: policy.get_distribution(obs[rows]), n, surrogate, actions, policy, mlp=mlp, **kwargs)
+
+
+def assert_relative(actual, expected, tolerance=1e-6):
+    assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("fisher", ["gauss_newton", "hessian"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_fisher_products_agree_with_the_matrix_of_scores(case, fisher):
+    policy = case.policy()
+    problem = problem_of(policy, fisher=fisher)
+    assert_relative(
+        dense(problem.fisher_product(), len(problem.parameters)), dense_fisher(policy, observations(B), problem.parameters)
+    )
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("case", STANDARD, ids=lambda case: case.name)
+def test_the_layerwise_product_agrees_too(case, activation):
+    policy = case.policy(activation=activation)
+    problem = problem_of(policy, dense_layers=True)
+    assert problem.fisher == "gauss_newton"
+    assert_relative(
+        dense(problem.fisher_product(), len(problem.parameters)), dense_fisher(policy, observations(B), problem.parameters)
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_empirical_fisher_is_the_average_outer_product_of_scores(case):
+    policy = case.policy()
+    problem = problem_of(policy, fisher="empirical")
+    obs = observations(B)
+    actions = sample_actions(policy, obs)
+    problem._actions = actions
+    scores = [
+        problem.parameters.gradient(policy.get_distribution(obs[i : i + 1]).log_prob(actions[i : i + 1]).sum()) for i in range(B)
+    ]
+    expected = sum(th.outer(score, score) for score in scores) / B
+    assert_relative(dense(problem.fisher_product(), len(problem.parameters)), expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_policy_parameters_are_what_the_distribution_depends_on(case):
+    policy = case.policy()
+    chosen = {name for name, p in policy.named_parameters() if p in problem_of(policy).parameters}
+    expected = {name for name, _ in policy.named_parameters() if not name.startswith(("value_net", "mlp_extractor.value_net"))}
+    if not case.share:
+        expected -= {name for name in expected if name.startswith("vf_features_extractor")}
+    assert chosen == expected
+    if case.learned_extractor:
+        assert any("value_something" in name for name in chosen)
+
+
+def test_order_of_parameters_is_the_policys():
+    policy = STANDARD[0].policy()
+    for dense_layers in (False, True):
+        chosen = problem_of(policy, dense_layers=dense_layers).parameters
+        assert [id(p) for p in chosen.tensors] == [id(p) for p in policy.parameters() if p in chosen]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_at_theta_old_the_kl_is_zero_and_the_surrogate_the_mean_advantage(case):
+    advantages = th.randn(B, dtype=th.float64)
+    problem = problem_of(case.policy(), advantages=advantages)
+    start = problem.evaluate()
+    assert start.kl == 0.0
+    assert start.objective == pytest.approx(float(advantages.mean()), abs=1e-15)
+    assert problem.gradient()[0] == start.objective
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.7])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gradient_agrees_with_differences_of_the_surrogate(case, ent_coef):
+    problem = problem_of(case.policy(), ent_coef=ent_coef)
+    theta, (_, g) = problem.parameters.read(), problem.gradient()
+    direction = th.randn_like(g)
+    values = []
+    for h in (1e-5, -1e-5):
+        problem.parameters.write(theta + h * direction)
+        values.append(problem.evaluate().objective)
+    if case.use_sde:  # SB3 stops the gradient of σ in the features: the surrogate's value does not
+        direction = None
+    if direction is not None:
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(g @ direction), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("case", STANDARD, ids=lambda case: case.name)
+def test_small_steps_have_the_kl_that_the_fisher_matrix_predicts(case):
+    problem = problem_of(case.policy())
+    theta, s = problem.parameters.read(), 1e-4 * th.randn(len(problem.parameters), dtype=th.float64)
+    predicted = 0.5 * float(s @ problem.fisher_product()(s))
+    problem.parameters.write(theta + s)
+    assert problem.evaluate().kl == pytest.approx(predicted, rel=1e-2)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+@pytest.mark.parametrize("dense_layers", [False, True])
+@pytest.mark.parametrize("fisher", ["gauss_newton", "hessian", "empirical"])
+def test_chunks_change_nothing(fisher, dense_layers, chunk_size):
+    whole = problem_of(STANDARD[0].policy(), dense_layers=dense_layers, fisher=fisher, advantages=th.ones(B).double())
+    chunked = problem_of(
+        STANDARD[0].policy(), dense_layers=dense_layers, fisher=fisher, advantages=th.ones(B).double(), chunk_size=chunk_size
+    )
+    v = th.randn(len(whole.parameters), dtype=th.float64)
+    th.testing.assert_close(chunked.gradient()[1], whole.gradient()[1])
+    th.testing.assert_close(chunked.fisher_product()(v), whole.fisher_product()(v))
+    for problem in (whole, chunked):
+        problem.parameters.write(problem.parameters.read() + 0.1)
+    np.testing.assert_allclose(chunked.evaluate(), whole.evaluate())
+    assert chunked.entropy == pytest.approx(whole.entropy)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_mean_reduction_divides_kl_and_fisher_alike(case):
+    summed, mean = problem_of(case.policy()), problem_of(case.policy(), kl_reduction="mean")
+    d = {"box": 2, "multi_binary": 3}.get(case.space, 1)
+    v = th.randn(len(summed.parameters), dtype=th.float64)
+    th.testing.assert_close(d * mean.fisher_product()(v), summed.fisher_product()(v))
+    for problem in (summed, mean):
+        problem.parameters.write(problem.parameters.read() + 0.05)
+    assert d * mean.evaluate().kl == pytest.approx(summed.evaluate().kl)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 7, 50])
+def test_thinning_touches_the_fisher_product_alone(factor):
+    policy = STANDARD[0].policy()
+    advantages = th.randn(B, dtype=th.float64)
+    whole, thinned = (problem_of(policy, advantages=advantages, sub_sampling_factor=k) for k in (1, factor))
+    expected = dense_fisher(policy, observations(B)[::factor], thinned.parameters)
+    assert_relative(dense(thinned.fisher_product(), len(thinned.parameters)), expected)
+    assert whole.evaluate() == thinned.evaluate()
+    assert th.equal(whole.gradient()[1], thinned.gradient()[1])
+
+
+def test_a_theta_without_a_policy_evaluates_to_nan():
+    problem = problem_of(STANDARD[0].policy())
+    problem.parameters.write(th.full_like(problem.parameters.read(), th.nan))
+    assert all(np.isnan(problem.evaluate()))
+
+
+def test_parameters_that_the_user_froze_stay_out():
+    policy = STANDARD[0].policy()
+    policy.log_std.requires_grad_(False)
+    for dense_layers in (False, True):
+        problem = problem_of(policy, dense_layers=dense_layers)
+        assert policy.log_std not in problem.parameters
+        reference = FlatParameters(p for p in policy.parameters() if p in problem.parameters)
+        assert_relative(
+            dense(problem.fisher_product(), len(problem.parameters)), dense_fisher(policy, observations(B), reference)
+        )
