@@ -14,10 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sb3_contrib import TRPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-
 from _measure import (
     OURS,
     REFERENCE,
@@ -33,9 +29,11 @@ from _measure import (
     set_up,
     write_json,
 )
+from sb3_contrib import TRPO
+from stable_baselines3.common.env_util import make_vec_env
+
 from sb3_trpo_ext import TRPOExt
 
-LIBRARIES: dict[str, type[OnPolicyAlgorithm]] = {REFERENCE: TRPO, OURS: TRPOExt}
 BARE = "bare"
 
 
@@ -63,9 +61,9 @@ DEFAULT_N_STEPS = 2048
 QUICK_N_STEPS = 256
 
 
-def make_model(algorithm: type[OnPolicyAlgorithm], case: Case, seed: int, quick: bool) -> Any:
+def make_model(algorithm: type[TRPO] | type[TRPOExt], case: Case, seed: int, quick: bool) -> Any:
     # both have the same default n_steps
-    arguments = {"n_steps": QUICK_N_STEPS} if quick else {}
+    arguments: dict[str, Any] = {"n_steps": QUICK_N_STEPS} if quick else {}
     env = make_vec_env(case.env_id, case.n_envs, seed=seed)
     return algorithm("MlpPolicy", env, seed=seed, device="cpu", **arguments)
 
@@ -74,7 +72,7 @@ def steps_of(case: Case, quick: bool) -> int:
     return case.iterations * case.n_envs * (QUICK_N_STEPS if quick else DEFAULT_N_STEPS)
 
 
-def learning_speed(algorithm: type[OnPolicyAlgorithm], case: Case, seed: int, quick: bool) -> float:
+def learning_speed(algorithm: type[TRPO] | type[TRPOExt], case: Case, seed: int, quick: bool) -> float:
     """Steps per second of ``learn()``, from a new model."""
     model = make_model(algorithm, case, seed, quick)
     steps = steps_of(case, quick)
@@ -83,7 +81,7 @@ def learning_speed(algorithm: type[OnPolicyAlgorithm], case: Case, seed: int, qu
     return speed
 
 
-def rollout_speed(algorithm: type[OnPolicyAlgorithm], case: Case, seed: int, quick: bool) -> float:
+def rollout_speed(algorithm: type[TRPO] | type[TRPOExt], case: Case, seed: int, quick: bool) -> float:
     """Steps per second of ``collect_rollouts()``."""
     model = make_model(algorithm, case, seed, quick)
     stopwatch = Stopwatch()
@@ -101,7 +99,7 @@ def bare_speed(case: Case, seed: int, quick: bool) -> float:
     standard normal, clipped.
     """
     env = make_vec_env(case.env_id, case.n_envs, seed=seed)
-    space = env.action_space
+    space: Any = env.action_space
     n_steps = steps_of(case, quick) // case.n_envs
     noise = np.random.default_rng(seed).standard_normal((n_steps, case.n_envs, *space.shape), dtype=np.float32)
     actions = np.clip(noise, space.low, space.high)

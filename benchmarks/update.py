@@ -16,14 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from matplotlib.axes import Axes
-from sb3_contrib import TRPO
-from stable_baselines3.common.distributions import Distribution, kl_divergence
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
-
 from _measure import (
     OURS,
     REFERENCE,
@@ -33,8 +25,8 @@ from _measure import (
     Stopwatch,
     argument_parser,
     draw_ratios,
-    fill_rollout_buffer,
     figure,
+    fill_rollout_buffer,
     interleave,
     new_figure,
     print_comparisons,
@@ -44,6 +36,13 @@ from _measure import (
     set_up,
     write_json,
 )
+from gymnasium import spaces
+from matplotlib.axes import Axes
+from sb3_contrib import TRPO
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+
 from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.numerics.curvature import damped
 
@@ -87,7 +86,7 @@ class Repeatable:
         return 1000.0 * seconds(lambda: update(self.model))
 
 
-def collected(algorithm: type[OnPolicyAlgorithm], env_id: str, n_steps: int, **arguments: Any) -> Repeatable:
+def collected(algorithm: type[TRPO] | type[TRPOExt], env_id: str, n_steps: int, **arguments: Any) -> Repeatable:
     """A new model with one rollout in an environment."""
     model: Any = algorithm("MlpPolicy", make_vec_env(env_id, seed=0), n_steps=n_steps, seed=0, device="cpu", **arguments)
     model.train = lambda: None
@@ -105,7 +104,7 @@ class Size(NamedTuple):
     states: int
 
 
-def filled(algorithm: type[OnPolicyAlgorithm], size: Size, **arguments: Any) -> Repeatable:
+def filled(algorithm: type[TRPO] | type[TRPOExt], size: Size, **arguments: Any) -> Repeatable:
     """A new model with random transitions."""
     env = SpacesOnly(
         spaces.Box(-np.inf, np.inf, (size.inputs,), np.float32), spaces.Box(-1.0, 1.0, (size.actions,), np.float32)
@@ -138,7 +137,7 @@ def compare_trains(repeats: int, n_steps: int) -> list[Comparison]:
     comparisons = []
     for env_id, bars in (("HalfCheetah-v5", (2.5, 1.5)), ("CartPole-v1", (None, None))):
         theirs = collected(TRPO, env_id, n_steps)
-        for settings, arguments, bar in zip(("defaults", "its settings"), ({}, LIKE_SB3_CONTRIB), bars, strict=True):
+        for settings, arguments, bar in zip(("defaults", "sb3_contrib's settings"), ({}, LIKE_SB3_CONTRIB), bars, strict=True):
             ours = collected(TRPOExt, env_id, n_steps, **arguments)
             comparisons.append(compare_train(f"train(), {env_id}, {settings}", ours, theirs, repeats, bar))
     return comparisons
@@ -175,12 +174,13 @@ class TheirFisher:
 def milliseconds_per_product(linearize: Callable[[], Callable], vectors: Sequence[th.Tensor], inner: int) -> float:
     """With the linearisation's share."""
 
-    def one_solve() -> None:
-        product = linearize()
-        for v in vectors:
-            product(v)
+    def solve() -> None:
+        for _ in range(inner):
+            product = linearize()
+            for v in vectors:
+                product(v)
 
-    return 1000.0 * seconds(lambda: [one_solve() for _ in range(inner)]) / (inner * len(vectors))
+    return 1000.0 * seconds(solve) / (inner * len(vectors))
 
 
 def compare_products(name: str, size: Size, repeats: int, factor: int, bar: float, inner: int) -> Comparison:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -142,6 +143,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
         self.outcome_counts: dict[str, int] = {}
         self.report: TrustRegionReport | None = None
         self._seconds: dict[str, float] = {}
+        OnPolicyExt._check_arguments(self)
         self._check_rollout_size()
         self._warn_without_effect()
 
@@ -284,6 +286,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
         self.report = critic_report = None
         fault = self._unusable_quantity(samples)
         if fault is None:
+            self._log_explained_variance()
             self._refresh_running_statistics(samples.observations)
             # dropout and batch statistics would make π_old a moving target
             self.policy.set_training_mode(False)
@@ -408,9 +411,13 @@ class OnPolicyExt(OnPolicyAlgorithm):
         for name in _LOGGED_OF_A_STEP:
             record(f"trust_region/{name}", getattr(report, name))
 
+    def _log_explained_variance(self) -> None:
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        # in double precision, as the squares of usable returns may overflow
+        self.logger.record("train/explained_variance", explained_variance(values.astype(np.float64), returns.astype(np.float64)))
+
     def _log_update(self) -> None:
-        record, buffer = self.logger.record, self.rollout_buffer
-        record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        record = self.logger.record
         if hasattr(self.policy, "log_std"):
             record("train/std", th.exp(self.policy.log_std).mean().item())
         for outcome, count in self.outcome_counts.items():

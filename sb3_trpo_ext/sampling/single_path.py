@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
-from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation
+from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, finite
 from sb3_trpo_ext.sampling.buffers import compute_returns
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ class DeferredRecorder:
         observations = tree_map(lambda store: store.reshape(n_states, *store.shape[2:]), buffer.observations)
         actions = buffer.actions.reshape(n_states, -1).astype(np.float32, copy=False)
         for rows in chunks_of(n_states, algorithm.states_per_pass(observations)):
-            states = tree_map(buffer.to_torch, take(observations, rows))
+            # as the actor saw them
+            states = tree_map(buffer.to_torch, finite(take(observations, rows)))
             buffer.values.reshape(-1)[rows] = algorithm.predict_values(states).flatten().cpu().numpy()
             taken = algorithm.as_taken(buffer.to_torch(actions[rows]))
             log_probs = algorithm.action_distribution(states).log_prob(taken)

@@ -1,0 +1,361 @@
+"""TRPOExt as an SB3 algorithm: arguments, spaces, callbacks, logs, reproducibility, critics."""
+
+import inspect
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import TRPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from torch import nn
+
+from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext.checks import default_of
+from tests.cases import ACTION_SPACES, LearnedExtractor
+from tests.envs import Walk, limited
+
+IMAGE = spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8)
+DICT = spaces.Dict({"image": IMAGE, "vector": spaces.Box(-1, 1, (2,)), "kind": spaces.Discrete(3)})
+FAST = dict(n_steps=64, seed=0, device="cpu")
+
+
+def make(policy="MlpPolicy", env=None, **arguments):
+    return TRPOExt(policy, env or limited(Walk()), **{**FAST, **arguments})
+
+
+def actor_of(model):
+    return [p.detach().clone() for name, p in model.policy.named_parameters() if "value" not in name]
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def test_every_argument_of_sb3_contrib_keeps_its_name_position_and_default():
+    ours, theirs = (inspect.signature(cls.__init__).parameters for cls in (TRPOExt, TRPO))
+    shared = list(ours)[: len(theirs)]
+    assert shared == list(theirs)
+    other_scale = {"target_kl"}
+    assert [n for n in theirs if ours[n].default != theirs[n].default] == sorted(other_scale)
+    assert all(ours[n].kind is inspect.Parameter.KEYWORD_ONLY for n in list(ours)[len(theirs) :])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(target_kl=0.0),
+        dict(target_kl=float("nan")),
+        dict(target_kl=float("inf")),
+        dict(cg_damping=-0.1),
+        dict(cg_damping=float("nan")),
+        dict(cg_max_steps=0),
+        dict(line_search_shrinking_factor=1.0),
+        dict(line_search_shrinking_factor=0.0),
+        dict(line_search_max_iter=0),
+        dict(line_search_accept_ratio=1.0),
+        dict(line_search_accept_ratio=-0.1),
+        dict(sub_sampling_factor=0),
+        dict(fisher="kfac"),
+        dict(kl_reduction="max"),
+        dict(critic="sgd"),
+        dict(critic_steps=0),
+        dict(critic_cg_steps=0),
+        dict(n_critic_updates=0, critic="adam"),
+        dict(batch_size=0, critic="adam"),
+        dict(ent_coef=-1.0),
+        dict(max_grad_norm=-1.0, critic="adam", batch_size=64),
+        dict(chunk_size=0),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_work_are_refused_by_name(arguments):
+    name = next(iter(arguments))
+    with pytest.raises(ValueError, match=rf"{name} must be .*got {arguments[name]!r}"):
+        make(**arguments)
+
+
+def test_one_warning_names_the_keywords_without_effect():
+    with pytest.warns(UserWarning, match=r"'gauss_newton' makes no use of learning_rate=0.1, n_critic_updates=3$") as caught:
+        make(learning_rate=0.1, n_critic_updates=3, critic="gauss_newton")
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="'none' makes no use of gae_lambda=0.5"):
+        make(critic="none", gae_lambda=0.5)
+    with pytest.warns(UserWarning, match="'adam' makes no use of critic_steps=7"):
+        make(critic="adam", critic_steps=7, batch_size=64)
+
+
+def test_a_truncated_minibatch_warns_as_in_sb3_contrib():
+    with pytest.warns(UserWarning, match="batch_size=128 does not divide"):
+        make(critic="adam")
+
+
+def test_single_transitions_cannot_be_normalised():
+    with pytest.raises(AssertionError, match="must be greater than 1"):
+        make(n_steps=1)
+    make(n_steps=1, normalize_advantage=False).learn(3)
+
+
+def test_defaults_are_found_through_subclasses_with_kwargs():
+    class A2CLike(TRPOExt):
+        def __init__(self, *args, gae_lambda=1.0, **kwargs):
+            super().__init__(*args, gae_lambda=gae_lambda, **kwargs)
+
+    assert default_of(A2CLike, "gae_lambda") == 1.0 and default_of(A2CLike, "batch_size") == 128
+    with pytest.raises(TypeError, match="no keyword 'nothing'"):
+        default_of(A2CLike, "nothing")
+
+
+def test_rollout_buffer_class_as_a_dotted_path():
+    model = make(rollout_buffer_class="stable_baselines3.common.buffers.RolloutBuffer")
+    assert type(model.rollout_buffer).__name__ == "RolloutBuffer"
+    for bad in ("no.such.Buffer", "Buffer", "stable_baselines3.common.buffers.Nothing"):
+        with pytest.raises(ValueError, match="class or its dotted path"):
+            make(rollout_buffer_class=bad)
+
+
+def test_the_trust_region_is_printed_in_one_line(capsys):
+    make(verbose=1, target_kl=0.03)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Trust region" in line]
+    assert len(lines) == 1
+    for part in ("0.03", "sum over 2 action dimension", "damping 0.1", "numpy"):
+        assert part in lines[0]
+
+
+# -- what trains -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fisher", ["auto", "gauss_newton", "hessian", "empirical"])
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_every_action_space_and_fisher_choice(space, fisher):
+    model = make(env=limited(Walk(ACTION_SPACES[space])), fisher=fisher, ent_coef=0.01, sub_sampling_factor=3)
+    start = actor_of(model)
+    model.learn(192)
+    assert not all(th.equal(a, b) for a, b in zip(start, actor_of(model), strict=True))
+    assert 0 < model.report.kl <= model.target_kl or model.report.kl == 0
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton", "none"])
+@pytest.mark.parametrize(
+    "policy, space",
+    [("CnnPolicy", IMAGE), ("MultiInputPolicy", DICT), ("MlpPolicy", spaces.Discrete(4)), ("MlpPolicy", spaces.MultiBinary(3))],
+)
+def test_every_kind_of_observation(policy, space, critic):
+    kwargs = dict(batch_size=32) if critic == "adam" else {}
+    small = dict(features_extractor_kwargs=dict(features_dim=8)) if policy == "CnnPolicy" else {}
+    if policy == "MultiInputPolicy":
+        small = dict(features_extractor_kwargs=dict(cnn_output_dim=8))
+    model = make(policy, limited(Walk(spaces.Discrete(2), space)), critic=critic, n_steps=32, policy_kwargs=small, **kwargs)
+    model.learn(64)
+    assert model.report is not None and "faults" not in model.outcome_counts
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("sample_freq", [-1, 4])
+def test_gsde(squash, sample_freq):
+    model = make(use_sde=True, sde_sample_freq=sample_freq, policy_kwargs=dict(squash_output=squash), ent_coef=0.01)
+    model.learn(192)
+    assert model.outcome_counts.get("accepted", 0) > 0
+
+
+class NormDropout(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, get_flattened_obs_dim(observation_space))
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(self.features_dim), nn.Dropout(0.5))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+def test_with_batch_norm_and_dropout_the_ratio_starts_at_one_and_the_kl_at_zero(monkeypatch):
+    model = make(policy_kwargs=dict(features_extractor_class=NormDropout))
+    seen = []
+
+    def update(problem):
+        seen.append((problem.evaluate(), problem._objective_old))
+        return TRPOExt._update_policy(model, problem)
+
+    model._update_policy = update
+    mean_before = model.policy.features_extractor.layers[1].running_mean.clone()
+    model.learn(64)
+    (start, objective_old), statistics = seen[0], model.policy.features_extractor.layers[1]
+    assert start.kl == 0.0 and start.objective == objective_old
+    assert not th.equal(statistics.running_mean, mean_before)
+    assert int(statistics.num_batches_tracked) > 0 and not model.policy.training
+    assert model.report.outcome == "accepted"
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+@pytest.mark.parametrize("share", [True, False])
+def test_the_critic_never_moves_the_policy(critic, share):
+    kwargs = dict(batch_size=64, learning_rate=0.1) if critic == "adam" else {}
+    model = make(
+        critic=critic,
+        policy_kwargs=dict(features_extractor_class=LearnedExtractor, share_features_extractor=share),
+        **kwargs,
+    )
+    obs = th.randn(9, 3)
+    fit = model._fit_critic
+
+    def checked(samples, policy_parameters):
+        with th.no_grad():
+            before = model.policy.get_distribution(obs).distribution.mean.clone()
+            values = model.policy.predict_values(obs).clone()
+        parameters = policy_parameters.read()
+        report = fit(samples, policy_parameters)
+        with th.no_grad():
+            assert th.equal(model.policy.get_distribution(obs).distribution.mean, before)
+            assert not th.equal(model.policy.predict_values(obs), values)
+        assert th.equal(policy_parameters.read(), parameters)
+        assert all(p.requires_grad for p in model.policy.parameters())
+        return report
+
+    model._fit_critic = checked
+    model.learn(192)
+    assert model.outcome_counts["accepted"] > 0
+
+
+def test_without_a_critic_the_value_network_is_left_alone():
+    model = make(critic="none")
+    before = [p.clone() for name, p in model.policy.named_parameters() if "value" in name]
+    model.learn(128)
+    after = [p for name, p in model.policy.named_parameters() if "value" in name]
+    assert all(th.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_optimizer_holds_all_parameters_in_sb3s_order():
+    model = make()
+    assert [id(p) for p in model.policy.optimizer.param_groups[0]["params"]] == [id(p) for p in model.policy.parameters()]
+
+
+def test_chunks_do_not_change_an_update():
+    whole, chunked = make().learn(64), make(chunk_size=13).learn(64)
+    for a, b in zip(whole.policy.parameters(), chunked.policy.parameters(), strict=True):
+        th.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
+def test_vectorised_and_normalised_environments(vec_env):
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, vec_env_cls=vec_env, seed=0))
+    make(env=env).learn(256)
+    env.close()
+
+
+def test_real_environments_train():
+    make(env="HalfCheetah-v5", n_steps=128).learn(256)
+    model = make(env="CartPole-v1", n_steps=1024, seed=1)
+    model.learn(20_480)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    assert np.mean(returns[-20:]) > 120  # a random policy has 22
+
+
+# -- the SB3 contract --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, dict(use_sde=True), dict(critic="adam", batch_size=64), dict(values_at_each_step=True)], ids=str
+)
+def test_a_seed_gives_the_same_run_bit_for_bit(arguments):
+    def run():
+        model = make(env=make_vec_env("Pendulum-v1", n_envs=2), **arguments)
+        model.learn(384)
+        return th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+    assert th.equal(run(), run())
+
+
+def test_callbacks_of_sb3(tmp_path):
+    evaluation = EvalCallback(gym.make("Pendulum-v1"), eval_freq=100, n_eval_episodes=1, log_path=str(tmp_path), warn=False)
+    checkpoint = CheckpointCallback(save_freq=100, save_path=str(tmp_path))
+    counted = EveryNTimesteps(50, CheckpointCallback(save_freq=1, save_path=str(tmp_path), name_prefix="event"))
+    model = make(env="Pendulum-v1")
+    model.learn(256, callback=CallbackList([evaluation, checkpoint, counted]), progress_bar=True)
+    assert (tmp_path / "evaluations.npz").exists() and (tmp_path / "rl_model_200_steps.zip").exists()
+    assert counted.n_calls == model.num_timesteps == 256
+
+
+class Values(BaseCallback):
+    def _on_step(self):
+        assert self.locals["values"].shape == (1, 1) and self.locals["log_probs"].shape == (1,)
+        return True
+
+
+def test_values_at_each_step_are_in_the_locals():
+    make(values_at_each_step=True).learn(64, callback=Values())
+
+
+def test_log_keys_and_their_meaning(tmp_path):
+    model = make(env="Pendulum-v1", target_kl=0.02)
+    model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
+    model.learn(64)
+    for output in model.logger.output_formats:
+        output.close()
+    log = model.logger.name_to_value
+    for key in ("policy_objective", "value_loss", "kl_divergence_loss", "explained_variance", "is_line_search_success"):
+        assert np.isfinite(log[f"train/{key}"]), key
+    assert {"train/learning_rate", "train/n_updates", "train/std", "train/entropy"} <= set(log)
+    assert log["train/kl_divergence_loss"] == model.report.kl <= log["trust_region/target_kl"] == 0.02
+    for key in ("predicted_kl", "expected_improvement", "improvement", "fraction", "backtracks"):
+        assert np.isfinite(log[f"trust_region/{key}"]), key
+    for key in ("cg_iterations", "cg_residual", "gradient_norm", "step_norm"):
+        assert log[f"trust_region/{key}"] > 0, key
+    assert log["outcome/accepted"] == 1
+    assert {"time/rollout_seconds", "time/policy_seconds", "time/critic_seconds"} <= set(log)
+
+
+def test_what_is_logged_as_kl_is_the_kl_of_the_policies():
+    model = make(env="Pendulum-v1")
+    model.learn(64)
+    old = model.policy.state_dict()
+    old = {name: tensor.clone() for name, tensor in old.items()}
+    model.learn(64, reset_num_timesteps=False)
+    obs = th.as_tensor(model.rollout_buffer.observations)
+    with th.no_grad():
+        new = model.policy.get_distribution(obs).distribution
+        new = th.distributions.Normal(new.mean.clone(), new.stddev.clone())
+        model.policy.load_state_dict(old)
+        before = model.policy.get_distribution(obs).distribution
+    expected = th.distributions.kl_divergence(before, new).sum(dim=1).mean()
+    assert model.report.kl == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_schedules_and_names(tmp_path):
+    model = make(critic="adam", batch_size=64, learning_rate=LinearSchedule(1e-2, 1e-3, 1.0), tensorboard_log=str(tmp_path))
+    model.learn(128)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert (tmp_path / "TRPOExt_1").is_dir()
+
+
+def test_a_constant_schedule_at_the_default_is_no_reason_to_warn():
+    make(learning_rate=lambda _: 1e-3, critic="adam", batch_size=64)
+    from stable_baselines3.common.utils import ConstantSchedule
+
+    make(learning_rate=ConstantSchedule(1e-3))
+
+
+class ValueNamed(ActorCriticPolicy):
+    """The actor goes through a layer that is called value_*."""
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.value_something = nn.Linear(64, 64)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        return super()._get_action_dist_from_latent(th.tanh(self.value_something(latent_pi)))
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+def test_a_policy_parameter_called_value_is_a_policy_parameter(critic):
+    model = make(ValueNamed, critic=critic, **(dict(batch_size=64) if critic == "adam" else {}))
+    assert model.actor_path == "torch"
+    before = model.policy.value_something.weight.clone()
+    model.learn(64)
+    assert not th.equal(model.policy.value_something.weight, before)

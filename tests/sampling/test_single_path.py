@@ -1,0 +1,177 @@
+"""The rollout's contract: SB3's own loop, given the same actions, is the oracle."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_trpo_ext import TRPOExt
+from tests.cases import ACTION_SPACES
+from tests.envs import Walk, limited
+
+DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
+T = 40
+
+
+def env_of(action_space=None, observation_space=None, n_envs=2, normalize=False):
+    env = DummyVecEnv([lambda: limited(Walk(action_space, observation_space))] * n_envs)
+    return VecNormalize(env) if normalize else env
+
+
+def replaying(base):
+    class Replaying(base):
+        """Takes given actions, as SB3's own loop sees it."""
+
+        actions = iter(())
+
+        def forward(self, obs, deterministic=False):
+            actions = th.as_tensor(next(self.actions))
+            taken = actions.flatten(1) if isinstance(self.action_space, spaces.Box) else actions
+            values, log_probs, _ = self.evaluate_actions(obs, taken)
+            return actions, values, log_probs
+
+    return Replaying
+
+
+class Record(BaseCallback):
+    def __init__(self, until=10**9):
+        super().__init__()
+        self.seen, self.starts, self.ends, self.until = [], 0, 0, until
+
+    def _on_rollout_start(self):
+        self.starts += 1
+
+    def _on_rollout_end(self):
+        self.ends += 1
+
+    def _on_step(self):
+        keys = ("actions", "clipped_actions", "rewards", "dones", "new_obs", "n_steps")
+        self.seen.append({key: np.copy(self.locals[key]) for key in keys} | {"infos": self.locals["infos"]})
+        assert self.locals["self"] is self.model and self.locals["rollout_buffer"] is self.model.rollout_buffer
+        assert self.num_timesteps == self.model.num_timesteps
+        return len(self.seen) < self.until
+
+
+def collect(model, method):
+    callback = Record()
+    _, callback_ = model._setup_learn(10**6, callback)
+    assert method(model, model.env, callback_, model.rollout_buffer, T)
+    return callback
+
+
+CONTENTS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+
+KINDS = {
+    **{name: (dict(action_space=space), {}, "numpy") for name, space in ACTION_SPACES.items()},
+    "normalize": (dict(normalize=True), {}, "numpy"),
+    "one_env": (dict(n_envs=1), {}, "numpy"),
+    "discrete_observations": (dict(observation_space=spaces.Discrete(4)), {}, "numpy"),
+    "float64_observations": (dict(observation_space=spaces.Box(-10, 10, (3,), dtype=np.float64)), {}, "numpy"),
+    "several_action_dimensions": (dict(action_space=spaces.Box(-1, 1, (2, 2))), {}, "numpy"),
+    "dict": (dict(observation_space=DICT), {}, "torch"),
+    "gsde": ({}, dict(use_sde=True, sde_sample_freq=4), "torch"),
+    "gsde_squashed": ({}, dict(use_sde=True, policy_kwargs=dict(squash_output=True)), "torch"),
+    "at_each_step": ({}, dict(values_at_each_step=True), "sb3"),
+    "image": (dict(observation_space=spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8)), {}, "sb3"),
+}
+
+
+def contents(buffer):
+    for name in CONTENTS:
+        array = getattr(buffer, name)
+        yield from array.items() if isinstance(array, dict) else [(name, array)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_buffer_holds_what_sb3s_own_loop_would_store(kind):
+    env_arguments, arguments, path = KINDS[kind]
+    arguments = dict(arguments, n_steps=T, seed=3, device="cpu", batch_size=T)
+    if kind == "image":
+        name, base = "CnnPolicy", TRPOExt.policy_aliases["CnnPolicy"]
+    else:
+        name, base = ("MultiInputPolicy", MultiInputActorCriticPolicy) if kind == "dict" else ("MlpPolicy", ActorCriticPolicy)
+    with pytest.warns(UserWarning, match="makes no use of batch_size"):
+        ours = TRPOExt(name, env_of(**env_arguments), **arguments)
+    assert ours.actor_path == path
+    seen = collect(ours, type(ours).collect_rollouts)
+    with pytest.warns(UserWarning, match="makes no use of batch_size"):
+        theirs = TRPOExt(replaying(base), env_of(**env_arguments), **arguments)
+    assert theirs.actor_path == "sb3"
+    theirs.policy.load_state_dict(ours.policy.state_dict())
+    theirs.policy.actions = iter([step["actions"] for step in seen.seen])
+    expected = collect(theirs, OnPolicyAlgorithm.collect_rollouts)
+    for (name, a), (_, b) in zip(contents(ours.rollout_buffer), contents(theirs.rollout_buffer), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, name
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert ours.rollout_buffer.full and ours.rollout_buffer.pos == T
+    truncations = sum(info.get("TimeLimit.truncated", False) for step in seen.seen for info in step["infos"])
+    assert truncations > 0
+    assert len(seen.seen) == len(expected.seen) == T
+    for a, b in zip(seen.seen, expected.seen, strict=True):
+        for key in ("clipped_actions", "rewards", "dones", "n_steps"):
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-6, err_msg=key)
+    assert (seen.starts, seen.ends) == (1, 1)
+    assert ours.num_timesteps == theirs.num_timesteps
+    assert len(ours.ep_info_buffer) == len(theirs.ep_info_buffer)
+
+
+def test_without_a_critic_values_are_zero_and_advantages_are_returns():
+    for arguments in ({}, {"values_at_each_step": True}):
+        model = TRPOExt("MlpPolicy", env_of(), n_steps=T, seed=0, critic="none", device="cpu", **arguments)
+        collect(model, TRPOExt.collect_rollouts)
+        buffer = model.rollout_buffer
+        assert not buffer.values.any()
+        expected, running = np.zeros_like(buffer.rewards), np.zeros(2)
+        ends = np.vstack([buffer.episode_starts[1:], model._last_episode_starts[None]])
+        for t in reversed(range(T)):
+            running = buffer.rewards[t] + 0.99 * (1 - ends[t]) * running
+            expected[t] = running
+        np.testing.assert_allclose(buffer.advantages, expected, rtol=1e-5)
+        np.testing.assert_allclose(buffer.returns, expected, rtol=1e-5)
+
+
+def test_a_callback_can_stop_a_rollout_and_nothing_is_added_for_that_step():
+    model = TRPOExt("MlpPolicy", env_of(), n_steps=T, device="cpu")
+    callback = Record(until=7)
+    model.learn(1000, callback=callback)
+    assert model.num_timesteps == 14 and model.rollout_buffer.pos == 6
+    assert callback.ends == 0
+
+
+class OwnAdd(RolloutBuffer):
+    calls = 0
+
+    def add(self, *args, **kwargs):
+        type(self).calls += 1
+        super().add(*args, **kwargs)
+
+
+def test_a_buffer_with_its_own_add_is_called_at_each_step():
+    model = TRPOExt("MlpPolicy", env_of(), n_steps=T, device="cpu", rollout_buffer_class=OwnAdd)
+    assert model.actor_path == "sb3"
+    collect(model, TRPOExt.collect_rollouts)
+    assert OwnAdd.calls == T
+
+
+class OwnDistribution(TRPOExt):
+    asked = 0
+
+    def action_distribution(self, observations, samples=None):
+        self.asked += 1
+        return super().action_distribution(observations, samples)
+
+
+def test_every_distribution_comes_from_the_one_method():
+    model = OwnDistribution("MlpPolicy", env_of(), n_steps=T, device="cpu")
+    assert model.actor_path == "torch"
+    collect(model, TRPOExt.collect_rollouts)
+    assert model.asked == T + 1
+    model.policy.get_distribution = lambda obs: pytest.fail("asked past the hook")
+    model.action_distribution = lambda observations, samples=None: ActorCriticPolicy.get_distribution(model.policy, observations)
+    model.train()
+    assert model.outcome_counts == {"accepted": 1}
