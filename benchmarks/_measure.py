@@ -296,4 +296,6 @@ def fill_rollout_buffer(model: OnPolicyAlgorithm, seed: int = 0, rows: int = 64)
 def _random_observations(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
     if like.dtype == np.uint8:
         return rng.integers(0, 256, like.shape, dtype=np.uint8)
-    return rng.standard_normal(like.shape).astype(like.dtype)
+    # entries of very different sizes, as a robot's are: with all alike, conjugate gradient would stop early
+    scales = np.logspace(-1.0, 1.0, like.shape[1])
+    return (scales * rng.standard_normal(like.shape)).astype(like.dtype)

@@ -45,6 +45,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.numerics.curvature import damped
+from sb3_trpo_ext.trust_region import TrustRegionReport
 
 LIKE_SB3_CONTRIB: dict[str, Any] = {
     "target_kl": 0.01,
@@ -231,13 +232,14 @@ class Growth(NamedTuple):
 
     states: int
     parameters: int
+    cg_iterations: int
     ours: list[float]
     theirs: list[float]
 
 
-def update_policy(model: Any) -> None:
+def update_policy(model: Any) -> TrustRegionReport:
     """Our update without the critic."""
-    model._update_policy(model._policy_problem(all_samples(model)))
+    return model._update_policy(model._policy_problem(all_samples(model)))
 
 
 def growth_at(size: Size, repeats: int) -> Growth:
@@ -251,8 +253,10 @@ def growth_at(size: Size, repeats: int) -> Growth:
         },
         repeats,
     )
-    problem = ours.model._policy_problem(all_samples(ours.model))
-    return Growth(size.states, len(problem.parameters), times[OURS], times[REFERENCE])
+    ours.restore()
+    n_parameters = len(ours.model._policy_problem(all_samples(ours.model)).parameters)
+    report = update_policy(ours.model)
+    return Growth(size.states, n_parameters, report.cg_iterations, times[OURS], times[REFERENCE])
 
 
 def exponent(sizes: Sequence[int], growths: Sequence[Growth]) -> float:
@@ -268,12 +272,13 @@ def print_growth(title: str, unit: str, sizes: Sequence[int], growths: Sequence[
             f"{size:,}",
             figure(growth.theirs),
             figure(growth.ours),
+            growth.cg_iterations,
             f"{1000.0 * Spread.of(growth.ours).median / size:.3f}",
             Spread.of(their / our for our, their in zip(growth.ours, growth.theirs, strict=True)),
         )
         for size, growth in zip(sizes, growths, strict=True)
     ]
-    header = (unit, f"{REFERENCE}, ms", f"{OURS}, ms", f"us per {unit[:-1]}", "ratio (min-max)")
+    header = (unit, f"{REFERENCE}, ms", f"{OURS}, ms", "CG steps", f"us per {unit[:-1]}", "ratio (min-max)")
     print_table(f"{title}; {OURS}'s time grows with the power {exponent(sizes, growths):.2f} of the {unit}", header, rows)
 
 

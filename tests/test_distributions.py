@@ -107,7 +107,8 @@ class MeanOfActions:
 
 def problem_of(policy, obs, fisher):
     actions = th.zeros(len(obs), 2, dtype=th.float64)
-    return PolicyProblem(lambda rows: policy.get_distribution(obs[rows]), len(obs), MeanOfActions(), actions, policy, fisher=fisher)
+    distribution_of = lambda rows: policy.get_distribution(obs[rows])  # noqa: E731
+    return PolicyProblem(distribution_of, len(obs), MeanOfActions(), actions, policy, fisher=fisher)
 
 
 def test_a_family_without_an_entry_works_through_the_hessian():

@@ -8,7 +8,7 @@ from sb3_trpo_ext.objectives import SinglePathSurrogate, normalize_advantages
 from tests.cases import CASES, observations, sample_actions
 
 
-@given(st.lists(st.floats(-2.0**99, 2.0**99, width=32), min_size=1, max_size=20))
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20))
 def test_normalised_advantages_are_always_finite(values):
     advantages = th.tensor(values)
     normalised = normalize_advantages(advantages)

@@ -55,9 +55,8 @@ def test_empirical_fisher_is_the_average_outer_product_of_scores(case):
     obs = observations(B)
     actions = sample_actions(policy, obs)
     problem._actions = actions
-    scores = [
-        problem.parameters.gradient(policy.get_distribution(obs[i : i + 1]).log_prob(actions[i : i + 1]).sum()) for i in range(B)
-    ]
+    log_probs = [policy.get_distribution(obs[i : i + 1]).log_prob(actions[i : i + 1]).sum() for i in range(B)]
+    scores = [problem.parameters.gradient(log_prob) for log_prob in log_probs]
     expected = sum(th.outer(score, score) for score in scores) / B
     assert_relative(dense(problem.fisher_product(), len(problem.parameters)), expected)
 

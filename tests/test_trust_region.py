@@ -54,7 +54,8 @@ def test_the_undamped_full_step_lies_on_the_bound_along_the_natural_gradient():
     s = problem.parameters.read()
     assert float(s @ x / (s.norm() * x.norm())) == pytest.approx(1.0, abs=1e-9)
     assert report.predicted_kl == pytest.approx(0.02, rel=1e-6)
-    assert float(s.norm()) == pytest.approx(report.fraction * math.sqrt(2 * 0.02 / float(x @ F @ x)) * float(x.norm()), rel=1e-6)
+    full_length = math.sqrt(2 * 0.02 / float(x @ F @ x)) * float(x.norm())
+    assert float(s.norm()) == pytest.approx(report.fraction * full_length, rel=1e-6)
 
 
 def test_damping_enters_solve_and_scale():

@@ -412,9 +412,10 @@ class OnPolicyExt(OnPolicyAlgorithm):
             record(f"trust_region/{name}", getattr(report, name))
 
     def _log_explained_variance(self) -> None:
-        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
         # in double precision, as the squares of usable returns may overflow
-        self.logger.record("train/explained_variance", explained_variance(values.astype(np.float64), returns.astype(np.float64)))
+        values = self.rollout_buffer.values.flatten().astype(np.float64)
+        returns = self.rollout_buffer.returns.flatten().astype(np.float64)
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
 
     def _log_update(self) -> None:
         record = self.logger.record
@@ -483,9 +484,11 @@ def _class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | N
 
 def _saved_names(path: Any) -> set[str]:
     """The names of the attributes in a saved model, without unpickling any of them."""
-    position = path.tell() if hasattr(path, "tell") else None
-    with zipfile.ZipFile(open_path(path, "r", suffix="zip")) as archive:
-        names = set(json.loads(archive.read("data"))) if "data" in archive.namelist() else set()
-    if position is not None:
-        path.seek(position)
-    return names
+    file = open_path(path, "r", suffix="zip")
+    position = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return set(json.loads(archive.read("data"))) if "data" in archive.namelist() else set()
+    finally:
+        # a file of the user's is left as it came
+        file.seek(position) if file is path else file.close()

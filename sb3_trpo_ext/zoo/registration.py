@@ -56,10 +56,10 @@ def register() -> None:
     # one dictionary, shared by reference; re-assigned as rl_zoo3's documentation has it
     rl_zoo3.ALGOS.update(ALGORITHMS)
     for module in (train, enjoy, exp_manager):
-        module.ALGOS = rl_zoo3.ALGOS
+        setattr(module, "ALGOS", rl_zoo3.ALGOS)  # noqa: B010 (a name that they import, which a type checker does not see)
     for name in ALGORITHMS:
         hyperparams_opt.HYPERPARAMS_SAMPLER[name] = sample_trpo_ext_params
-        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = convert_trpo_ext_params
+        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = convert_trpo_ext_params  # type: ignore[assignment]
 
 
 def config_path(algorithm: str = "trpo_ext") -> Path:

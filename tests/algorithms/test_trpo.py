@@ -145,7 +145,12 @@ def test_every_action_space_and_fisher_choice(space, fisher):
 @pytest.mark.parametrize("critic", ["adam", "gauss_newton", "none"])
 @pytest.mark.parametrize(
     "policy, space",
-    [("CnnPolicy", IMAGE), ("MultiInputPolicy", DICT), ("MlpPolicy", spaces.Discrete(4)), ("MlpPolicy", spaces.MultiBinary(3))],
+    [
+        ("CnnPolicy", IMAGE),
+        ("MultiInputPolicy", DICT),
+        ("MlpPolicy", spaces.Discrete(4)),
+        ("MlpPolicy", spaces.MultiBinary(3)),
+    ],
 )
 def test_every_kind_of_observation(policy, space, critic):
     kwargs = dict(batch_size=32) if critic == "adam" else {}

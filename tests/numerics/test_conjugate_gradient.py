@@ -27,7 +27,11 @@ class Counted:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(1, 80), st.floats(1.0, 100.0), st.integers(0, 2**32 - 1), st.sampled_from(["log", "linear"]), st.floats(-12, 12)
+    st.integers(1, 80),
+    st.floats(1.0, 100.0),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["log", "linear"]),
+    st.floats(-12, 12),
 )
 def test_well_conditioned_systems_are_solved_within_p_steps(n, condition, seed, spectrum, log_scale):
     A, b = positive_definite(n, condition, seed, spectrum)

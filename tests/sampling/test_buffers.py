@@ -51,8 +51,12 @@ class OwnAdd(DictRolloutBuffer):
 
 @pytest.mark.parametrize(
     "cls, space, plain",
-    [(RolloutBuffer, BOX, True), (OwnReturns, BOX, True), (OwnAdd, spaces.Dict({"a": BOX}), False)]
-    + [(DictRolloutBuffer, spaces.Dict({"a": BOX}), True)],
+    [
+        (RolloutBuffer, BOX, True),
+        (OwnReturns, BOX, True),
+        (DictRolloutBuffer, spaces.Dict({"a": BOX}), True),
+        (OwnAdd, spaces.Dict({"a": BOX}), False),
+    ],
 )
 def test_an_own_add_is_noticed(cls, space, plain):
     assert adds_like_sb3(cls(3, space, BOX, device="cpu")) is plain

@@ -172,6 +172,6 @@ def test_every_distribution_comes_from_the_one_method():
     collect(model, TRPOExt.collect_rollouts)
     assert model.asked == T + 1
     model.policy.get_distribution = lambda obs: pytest.fail("asked past the hook")
-    model.action_distribution = lambda observations, samples=None: ActorCriticPolicy.get_distribution(model.policy, observations)
+    model.action_distribution = lambda obs, samples=None: ActorCriticPolicy.get_distribution(model.policy, obs)
     model.train()
     assert model.outcome_counts == {"accepted": 1}

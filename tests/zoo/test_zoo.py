@@ -1,0 +1,112 @@
+"""The Zoo's verbs for real, on a small budget, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import optuna
+import pytest
+import yaml
+
+from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext.zoo import config_path, register
+from sb3_trpo_ext.zoo.__main__ import with_own_config
+from sb3_trpo_ext.zoo.registration import convert_trpo_ext_params, sample_trpo_ext_params
+from tests.envs import Walk
+
+
+def zoo(*arguments, cwd, expect=0):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "sb3_trpo_ext.zoo", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    arguments = ("--algo", "trpo_ext", "--env", "CartPole-v1", "--conf-file", config_path(), "-f", "logs")
+    return folder, zoo("train", *arguments, "-n", 2048, "--eval-freq", 1024, "--seed", 0, "-P", cwd=folder)
+
+
+def test_train(trained):
+    folder, output = trained
+    run = folder / "logs" / "trpo_ext" / "CartPole-v1_1"
+    assert "trust_region/" in output and (run / "CartPole-v1.zip").exists()
+    settings = yaml.unsafe_load((run / "CartPole-v1" / "config.yml").read_text())
+    assert dict(settings)["n_steps"] == 512
+    assert TRPOExt.load(run / "CartPole-v1.zip", device="cpu").num_timesteps >= 2048
+
+
+def test_enjoy(trained):
+    folder, _ = trained
+    options = ("--algo", "trpo_ext", "--env", "CartPole-v1", "-f", "logs", "--no-render", "-n", 600)
+    output = zoo("enjoy", *options, cwd=folder)
+    assert "Episode Reward" in output
+
+
+def test_resume(trained):
+    folder, _ = trained
+    model = "logs/trpo_ext/CartPole-v1_1/CartPole-v1.zip"
+    zoo("train", "--algo", "trpo_ext", "--env", "CartPole-v1", "-i", model, "-n", 1024, "--eval-freq", -1, cwd=folder)
+    resumed = TRPOExt.load(folder / "logs/trpo_ext/CartPole-v1_2/CartPole-v1.zip", device="cpu")
+    assert resumed.num_timesteps >= 1024
+
+
+def test_optimize(tmp_path):
+    options = ("--n-trials", 2, "--n-startup-trials", 1, "--n-evaluations", 1, "--no-optim-plots", "--n-jobs", 1)
+    arguments = ("--algo", "trpo_ext", "--env", "CartPole-v1", "-n", 300, "-optimize", *options)
+    output = zoo("train", *arguments, "-f", "logs", cwd=tmp_path)
+    assert "Best trial" in output
+
+
+def test_help_names_our_algorithm(tmp_path):
+    assert "trpo_ext" in zoo("train", "--help", cwd=tmp_path)
+
+
+def test_a_verb_that_does_not_exist_is_named(tmp_path):
+    output = zoo("tarin", cwd=tmp_path, expect=1)
+    assert "{train,enjoy" in output and "got tarin" in output
+
+
+def test_our_file_is_taken_where_none_is_named():
+    own = ["--conf-file", str(config_path())]
+    assert with_own_config(["--algo", "trpo_ext"]) == ["--algo", "trpo_ext", *own]
+    for given in (["--algo", "ppo"], ["--algo", "trpo_ext", "-conf", "mine.yml"], ["--env", "CartPole-v1"]):
+        assert with_own_config(given) == given
+
+
+def test_an_algorithm_that_is_not_ours_has_no_file():
+    with pytest.raises(ValueError, match=r"one of .*trpo_ext.*got 'ppo'"):
+        config_path("ppo")
+
+
+def zoo_only():
+    """Keys of a Zoo file that never reach the constructor."""
+    return {"n_timesteps", "n_envs", "normalize", "env_wrapper", "frame_stack", "policy"}
+
+
+def entries():
+    return yaml.safe_load(config_path().read_text())
+
+
+@pytest.mark.parametrize("environment", entries())
+def test_every_entry_of_the_file_is_understood(environment):
+    entry = entries()[environment]
+    arguments = {key: value for key, value in entry.items() if key not in zoo_only()}
+    TRPOExt(entry["policy"], Walk(), device="cpu", **arguments)
+
+
+def test_the_sampler_gives_arguments_that_the_constructor_takes():
+    study = optuna.create_study()
+    for _ in range(5):
+        sampled = sample_trpo_ext_params(study.ask(), 2, 1, {})
+        TRPOExt("MlpPolicy", Walk(), device="cpu", **sampled)
+    register()
+    register()
+    from rl_zoo3 import ALGOS
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+
+    assert ALGOS["trpo_ext"] is TRPOExt
+    assert HYPERPARAMS_CONVERTER["trpo_ext"] is convert_trpo_ext_params
