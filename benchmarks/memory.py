@@ -116,7 +116,7 @@ def memory_status(field: str) -> float:
 def measure(variant: Variant, n_states: int, cg_steps: int) -> Usage:
     """What one update takes in a new process."""
     command = [sys.executable, __file__, "--variant", variant.name, "--states", str(n_states), "--cg-steps", str(cg_steps)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return Usage(*json.loads(output.splitlines()[-1]))
 
 

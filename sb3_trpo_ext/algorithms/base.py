@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import time
 import warnings
-import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -25,12 +21,24 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.checks import constant_of, default_of, require, require_choice
+from sb3_trpo_ext.algorithms.archives import SB3_CONTRIB_SETTINGS, saved_names
+from sb3_trpo_ext.algorithms.arguments import (
+    KEYWORDS_WITHOUT_EFFECT,
+    CriticChoice,
+    check_rollout_size,
+    class_of,
+    warn_without_effect,
+)
+from sb3_trpo_ext.algorithms.reporting import (
+    FAULTY_QUANTITY,
+    record_explained_variance,
+    record_policy_step,
+    unusable_quantity,
+)
+from sb3_trpo_ext.checks import require, require_choice
 from sb3_trpo_ext.critic import (
     AdamSettings,
     CriticProblem,
@@ -43,7 +51,7 @@ from sb3_trpo_ext.critic import (
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
 from sb3_trpo_ext.objectives import SinglePathSurrogate, normalize_advantages
-from sb3_trpo_ext.observations import entries_per_state, leaves, length, take
+from sb3_trpo_ext.observations import entries_per_state, length, take
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.actor import Actor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
@@ -56,29 +64,9 @@ from sb3_trpo_ext.standard_policies import (
     mlp_critic,
     overrides,
 )
-from sb3_trpo_ext.trust_region import StepOutcome, TrustRegionReport
+from sb3_trpo_ext.trust_region import TrustRegionReport
 
 SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
-
-CriticChoice = Literal["adam", "gauss_newton", "none"]
-
-LARGEST_USABLE = 1e18
-"""Beyond this, squares overflow single precision."""
-
-_ADAM_KEYWORDS = ("learning_rate", "batch_size", "n_critic_updates", "max_grad_norm")
-_GAUSS_NEWTON_KEYWORDS = ("critic_steps", "critic_cg_steps")
-_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
-    "adam": _GAUSS_NEWTON_KEYWORDS,
-    "gauss_newton": _ADAM_KEYWORDS,
-    "none": (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS, "gae_lambda"),
-}
-
-# what sb3_contrib.TRPO does, in our words
-_SB3_CONTRIB_SETTINGS: dict[str, Any] = {
-    "kl_reduction": "mean",
-    "critic": "adam",
-    "line_search_accept_ratio": 0.0,
-}
 
 
 class OnPolicyExt(OnPolicyAlgorithm):
@@ -126,7 +114,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
             ent_coef=ent_coef,
             vf_coef=0.0,  # the critic is fitted on its own
             max_grad_norm=max_grad_norm,
-            rollout_buffer_class=_class_of(rollout_buffer_class),
+            rollout_buffer_class=class_of(rollout_buffer_class),
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
             **sb3_arguments,
@@ -144,8 +132,8 @@ class OnPolicyExt(OnPolicyAlgorithm):
         self.report: TrustRegionReport | None = None
         self._seconds: dict[str, float] = {}
         OnPolicyExt._check_arguments(self)
-        self._check_rollout_size()
-        self._warn_without_effect()
+        check_rollout_size(self)
+        warn_without_effect(self)
 
     # -- construction ----------------------------------------------------------------------------
 
@@ -163,39 +151,12 @@ class OnPolicyExt(OnPolicyAlgorithm):
 
         :raises ValueError: naming the argument, what was expected and what came
         """
-        require_choice("critic", self.critic, tuple(_WITHOUT_EFFECT))
+        require_choice("critic", self.critic, tuple(KEYWORDS_WITHOUT_EFFECT))
         for name in ("batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         require("ent_coef", self.ent_coef, self.ent_coef >= 0.0, "not negative")
         require("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0.0, "not negative (0: no clipping)")
         require("chunk_size", self.chunk_size, self.chunk_size is None or self.chunk_size >= 1, "None or at least 1")
-
-    def _check_rollout_size(self) -> None:
-        """sb3_contrib.TRPO's checks of the rollout against the advantage normalisation and the minibatches."""
-        if self.env is None:
-            return
-        size = self.env.num_envs * self.n_steps
-        # an AssertionError as in sb3_contrib, whose users and tests expect one
-        assert size > 1 or not self.normalize_advantage, (
-            f"`n_steps * n_envs` must be greater than 1 to normalise advantages, got n_steps={self.n_steps} "
-            f"and n_envs={self.env.num_envs}"
-        )
-        if self.critic == "adam" and size % self.batch_size > 0:
-            warnings.warn(
-                f"batch_size={self.batch_size} does not divide n_steps * n_envs = {size}: after "
-                f"{size // self.batch_size} whole minibatches there is one of {size % self.batch_size}",
-                stacklevel=4,
-            )
-
-    def _warn_without_effect(self) -> None:
-        """One warning that names the keywords which the chosen critic does not use."""
-        unused = [
-            f"{name}={getattr(self, name)!r}"
-            for name in _WITHOUT_EFFECT.get(self.critic, ())
-            if constant_of(getattr(self, name)) != default_of(type(self), name)
-        ]
-        if unused:
-            warnings.warn(f"critic={self.critic!r} makes no use of {', '.join(unused)}", stacklevel=4)
 
     def _describe(self) -> str:
         """One line on how this model is going to train, printed with ``verbose=1``."""
@@ -208,8 +169,8 @@ class OnPolicyExt(OnPolicyAlgorithm):
         An archive that sb3_contrib.TRPO saved goes on as it was: KL on its scale, its critic fit, any
         improvement accepted. Keyword arguments override that.
         """
-        if "outcome_counts" not in _saved_names(path):
-            kwargs = {**_SB3_CONTRIB_SETTINGS, **kwargs}
+        if "outcome_counts" not in saved_names(path):
+            kwargs = {**SB3_CONTRIB_SETTINGS, **kwargs}
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -284,9 +245,9 @@ class OnPolicyExt(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         samples = next(iter(self.rollout_buffer.get(batch_size=None)))
         self.report = critic_report = None
-        fault = self._unusable_quantity(samples)
+        fault = unusable_quantity(self.rollout_buffer, samples)
         if fault is None:
-            self._log_explained_variance()
+            record_explained_variance(self.logger, self.rollout_buffer)
             self._refresh_running_statistics(samples.observations)
             # dropout and batch statistics would make π_old a moving target
             self.policy.set_training_mode(False)
@@ -294,8 +255,9 @@ class OnPolicyExt(OnPolicyAlgorithm):
                 problem = self._policy_problem(samples)
                 self.report = self._update_policy(problem)
             self.logger.record("train/entropy", problem.entropy)
-            self._log_policy_step(self.report)
-            fault = _FAULTS.get(self.report.outcome)
+            self._count(self.report.outcome.value)
+            record_policy_step(self.logger, self.report)
+            fault = FAULTY_QUANTITY.get(self.report.outcome)
         if fault is None and self.critic != "none":
             with self._timed("critic"):
                 critic_report = self._fit_critic(samples, problem.parameters)
@@ -354,22 +316,6 @@ class OnPolicyExt(OnPolicyAlgorithm):
             )
             return report
 
-    def _unusable_quantity(self, samples: RolloutBufferSamples) -> str | None:
-        """The first quantity of the rollout that holds NaN, infinite or huge entries, by name."""
-        quantities = {
-            "rewards": th.as_tensor(self.rollout_buffer.rewards),
-            "observations": samples.observations,
-            "values": samples.old_values,
-            "advantages": samples.advantages,
-            "returns": samples.returns,
-        }
-        for name, batch in quantities.items():
-            for leaf in leaves(batch):
-                # not (… <= …), so that NaN counts
-                if leaf.is_floating_point() and not bool(leaf.abs().max() <= LARGEST_USABLE):
-                    return name
-        return None
-
     def _refresh_running_statistics(self, observations: PyTorchObs) -> None:
         """One pass in training mode, for layers with running statistics such as BatchNorm.
 
@@ -401,22 +347,6 @@ class OnPolicyExt(OnPolicyAlgorithm):
     def _count(self, outcome: str) -> None:
         self.outcome_counts[outcome] = self.outcome_counts.get(outcome, 0) + 1
 
-    def _log_policy_step(self, report: TrustRegionReport) -> None:
-        self._count(report.outcome.value)
-        record = self.logger.record
-        # the keys of sb3_contrib.TRPO
-        record("train/policy_objective", report.objective)
-        record("train/kl_divergence_loss", report.kl)
-        record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
-        for name in _LOGGED_OF_A_STEP:
-            record(f"trust_region/{name}", getattr(report, name))
-
-    def _log_explained_variance(self) -> None:
-        # in double precision, as the squares of usable returns may overflow
-        values = self.rollout_buffer.values.flatten().astype(np.float64)
-        returns = self.rollout_buffer.returns.flatten().astype(np.float64)
-        self.logger.record("train/explained_variance", explained_variance(values, returns))
-
     def _log_update(self) -> None:
         record = self.logger.record
         if hasattr(self.policy, "log_std"):
@@ -445,50 +375,3 @@ class OnPolicyExt(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-
-_FAULTS = {
-    StepOutcome.NON_FINITE_GRADIENT: "gradient",
-    StepOutcome.NON_FINITE_CURVATURE: "curvature",
-    StepOutcome.NON_FINITE_STEP: "step",
-}
-
-_LOGGED_OF_A_STEP = (
-    "target_kl",
-    "predicted_kl",
-    "candidate_kl",
-    "expected_improvement",
-    "improvement",
-    "fraction",
-    "backtracks",
-    "cg_iterations",
-    "cg_residual",
-    "gradient_norm",
-    "step_norm",
-)
-
-
-def _class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | None:
-    """A class given as itself or as a dotted path.
-
-    :raises ValueError: for a path that names no class
-    """
-    if not isinstance(name, str):
-        return name
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"rollout_buffer_class must be a class or its dotted path, got {name!r}") from error
-
-
-def _saved_names(path: Any) -> set[str]:
-    """The names of the attributes in a saved model, without unpickling any of them."""
-    file = open_path(path, "r", suffix="zip")
-    position = file.tell()
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return set(json.loads(archive.read("data"))) if "data" in archive.namelist() else set()
-    finally:
-        # a file of the user's is left as it came
-        file.seek(position) if file is path else file.close()

@@ -10,7 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trpo_ext.algorithms.base import CriticChoice, OnPolicyExt
+from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import require, require_choice
 from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction, PolicyProblem
 from sb3_trpo_ext.trust_region import TrustRegionReport, TrustRegionSettings, trust_region_step

@@ -9,27 +9,20 @@ Three ways, chosen by what the policy is (:func:`make_actor`):
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-)
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
-from torch import nn
 
-from sb3_trpo_ext.distributions import ParametricFamily, family_of
+from sb3_trpo_ext.sampling.heads import head_of
+from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 
 Observation = np.ndarray | dict[str, np.ndarray]
@@ -86,7 +79,7 @@ class NumpyActor:
             weight = np.ascontiguousarray(layer.weight.detach().cpu().numpy().T)
             bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().numpy().copy()
             out = np.empty((n_envs, weight.shape[1]), dtype=weight.dtype)
-            self._layers.append((weight, bias, _numpy_activation(layer.activation), out))
+            self._layers.append((weight, bias, numpy_activation(layer.activation), out))
         n_inputs = self._layers[0][0].shape[0]
         self._inputs = np.empty((n_envs, n_inputs), dtype=self._layers[0][0].dtype)
         self._is_finite = np.empty(self._inputs.shape, dtype=bool)
@@ -186,89 +179,9 @@ def numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> NumpyActor | None:
     actor = mlp_actor(policy)
     if actor is None or not acts_on_vectors(policy):
         return None
-    if any(layer.activation is not None and type(layer.activation) not in _ACTIVATIONS for layer in actor.network.layers):
+    if any(layer.activation is not None and type(layer.activation) not in NUMPY_ACTIVATIONS for layer in actor.network.layers):
         return None
     return NumpyActor(actor, policy.observation_space, policy.action_space, n_envs)
-
-
-class Head(ABC):
-    """How actions come from the outputs of a network and standard noise.
-
-    :param width: numbers in an output
-    """
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    @abstractmethod
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Noise that does not depend on the policy, from torch's global generator."""
-
-    @abstractmethod
-    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Actions (E, ·) from outputs and noise, both (E, width)."""
-
-    def act_from(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
-        """The same, the outputs being those behind a distribution."""
-        family = family_of(distribution)
-        assert isinstance(family, ParametricFamily)
-        return self.act(family.parameters(distribution)[0].cpu().numpy(), noise)
-
-
-class GaussianHead(Head):
-    """mean + σ ε; :meth:`act` takes the noise scaled by σ."""
-
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        return th.randn(shape).numpy()
-
-    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        return outputs + noise
-
-    def act_from(self, distribution: Any, noise: np.ndarray) -> np.ndarray:
-        return super().act_from(distribution, noise * distribution.distribution.scale.cpu().numpy())
-
-
-class CategoricalHead(Head):
-    """argmax(logits + Gumbel noise) is a draw from softmax(logits); one for each block of logits."""
-
-    def __init__(self, sizes: list[int], flat: bool) -> None:
-        super().__init__(sum(sizes))
-        stops = np.cumsum(sizes).tolist()
-        self._blocks = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
-        self._flat = flat
-
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        tiny = th.finfo(th.float32).tiny
-        return -th.empty(shape).exponential_().clamp_(min=tiny).log_().numpy()
-
-    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        perturbed = outputs + noise
-        if self._flat:
-            return perturbed.argmax(axis=1)
-        return np.stack([perturbed[:, block].argmax(axis=1) for block in self._blocks], axis=1)
-
-
-class BernoulliHead(Head):
-    """logit + logistic noise > 0 is a draw from Bernoulli(sigmoid(logit))."""
-
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        return th.logit(th.rand(shape), eps=th.finfo(th.float32).eps).numpy()
-
-    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        return (outputs + noise > 0.0).astype(np.float32)
-
-
-def head_of(distribution: Distribution) -> Head | None:
-    """The head for one of SB3's own distributions on independent noise, or None."""
-    if type(distribution) is DiagGaussianDistribution:
-        return GaussianHead(distribution.action_dim)
-    if type(distribution) is CategoricalDistribution:
-        return CategoricalHead([distribution.action_dim], flat=True)
-    if type(distribution) is MultiCategoricalDistribution:
-        return CategoricalHead([int(size) for size in distribution.action_dims], flat=False)
-    if type(distribution) is BernoulliDistribution:
-        return BernoulliHead(distribution.action_dims)
-    return None
 
 
 def _encoder(space: spaces.Space) -> Callable[[np.ndarray, np.ndarray], None]:
@@ -287,48 +200,3 @@ def _encoder(space: spaces.Space) -> Callable[[np.ndarray, np.ndarray], None]:
         inputs[...] = observation.reshape(inputs.shape)
 
     return cast
-
-
-def _numpy_activation(module: nn.Module | None) -> Callable[[np.ndarray], None] | None:
-    return None if module is None else _ACTIVATIONS[type(module)](module)
-
-
-def _leaky(slope: float) -> Callable[[np.ndarray], None]:
-    def leaky(x: np.ndarray) -> None:
-        np.copyto(x, slope * x, where=x < 0.0)
-
-    return leaky
-
-
-def _elu(alpha: float) -> Callable[[np.ndarray], None]:
-    def elu(x: np.ndarray) -> None:
-        np.copyto(x, alpha * np.expm1(np.minimum(x, 0.0)), where=x < 0.0)
-
-    return elu
-
-
-def _tanh(x: np.ndarray) -> None:
-    np.tanh(x, out=x)
-
-
-def _relu(x: np.ndarray) -> None:
-    np.maximum(x, 0.0, out=x)
-
-
-def _sigmoid(x: np.ndarray) -> None:
-    # by tanh, which does not overflow
-    np.multiply(np.tanh(0.5 * x) + 1.0, 0.5, out=x)
-
-
-def _silu(x: np.ndarray) -> None:
-    x *= 0.5 * (np.tanh(0.5 * x) + 1.0)
-
-
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], None]]] = {
-    nn.Tanh: lambda _: _tanh,
-    nn.ReLU: lambda _: _relu,
-    nn.LeakyReLU: lambda module: _leaky(module.negative_slope),
-    nn.ELU: lambda module: _elu(module.alpha),
-    nn.Sigmoid: lambda _: _sigmoid,
-    nn.SiLU: lambda _: _silu,
-}

@@ -6,7 +6,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo_ext.distributions import family_of
-from sb3_trpo_ext.sampling.actor import TorchActor, finite, head_of, numpy_actor
+from sb3_trpo_ext.sampling.actor import TorchActor, finite, numpy_actor
+from sb3_trpo_ext.sampling.heads import head_of
 from tests.cases import ACTION_SPACES, CASES
 
 OBSERVATION_SPACES = {

@@ -1,0 +1,28 @@
+"""What a saved model says of the library that saved it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from typing import Any
+
+from stable_baselines3.common.save_util import open_path
+
+SB3_CONTRIB_SETTINGS: dict[str, Any] = {
+    "kl_reduction": "mean",
+    "critic": "adam",
+    "line_search_accept_ratio": 0.0,
+}
+"""What sb3_contrib.TRPO does, in our words."""
+
+
+def saved_names(path: Any) -> set[str]:
+    """The names of the attributes in a saved model, without unpickling any of them."""
+    file = open_path(path, "r", suffix="zip")
+    position = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return set(json.loads(archive.read("data"))) if "data" in archive.namelist() else set()
+    finally:
+        # a file of the user's is left as it came
+        file.seek(position) if file is path else file.close()

@@ -1,0 +1,71 @@
+"""What constructor arguments mean together: checks and warnings that several of them decide."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_trpo_ext.checks import constant_of, default_of
+
+if TYPE_CHECKING:
+    from sb3_trpo_ext.algorithms.base import OnPolicyExt
+
+# a warning points at the call of the algorithm's constructor: past its own frame and the base's
+_USER = 4
+
+CriticChoice = Literal["adam", "gauss_newton", "none"]
+
+_ADAM_KEYWORDS = ("learning_rate", "batch_size", "n_critic_updates", "max_grad_norm")
+_GAUSS_NEWTON_KEYWORDS = ("critic_steps", "critic_cg_steps")
+KEYWORDS_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
+    "adam": _GAUSS_NEWTON_KEYWORDS,
+    "gauss_newton": _ADAM_KEYWORDS,
+    "none": (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS, "gae_lambda"),
+}
+"""By critic."""
+
+
+def class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | None:
+    """A class given as itself or as a dotted path.
+
+    :raises ValueError: for a path that names no class
+    """
+    if not isinstance(name, str):
+        return name
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"rollout_buffer_class must be a class or its dotted path, got {name!r}") from error
+
+
+def check_rollout_size(model: OnPolicyExt) -> None:
+    """sb3_contrib.TRPO's checks of the rollout against the advantage normalisation and the minibatches."""
+    if model.env is None:
+        return
+    size = model.env.num_envs * model.n_steps
+    # an AssertionError as in sb3_contrib, whose users and tests expect one
+    assert size > 1 or not model.normalize_advantage, (
+        f"`n_steps * n_envs` must be greater than 1 to normalise advantages, got n_steps={model.n_steps} "
+        f"and n_envs={model.env.num_envs}"
+    )
+    if model.critic == "adam" and size % model.batch_size > 0:
+        warnings.warn(
+            f"batch_size={model.batch_size} does not divide n_steps * n_envs = {size}: after "
+            f"{size // model.batch_size} whole minibatches there is one of {size % model.batch_size}",
+            stacklevel=_USER,
+        )
+
+
+def warn_without_effect(model: OnPolicyExt) -> None:
+    """One warning that names the keywords which the chosen critic does not use."""
+    unused = [
+        f"{name}={getattr(model, name)!r}"
+        for name in KEYWORDS_WITHOUT_EFFECT.get(model.critic, ())
+        if constant_of(getattr(model, name)) != default_of(type(model), name)
+    ]
+    if unused:
+        warnings.warn(f"critic={model.critic!r} makes no use of {', '.join(unused)}", stacklevel=_USER)

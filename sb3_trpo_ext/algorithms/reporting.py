@@ -1,0 +1,68 @@
+"""What is said of an update: the log keys of a policy step, and the quantities that faults are named by."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.utils import explained_variance
+
+from sb3_trpo_ext.observations import leaves
+from sb3_trpo_ext.trust_region import StepOutcome, TrustRegionReport
+
+LARGEST_USABLE = 1e18
+"""Beyond this, squares overflow single precision."""
+
+FAULTY_QUANTITY = {
+    StepOutcome.NON_FINITE_GRADIENT: "gradient",
+    StepOutcome.NON_FINITE_CURVATURE: "curvature",
+    StepOutcome.NON_FINITE_STEP: "step",
+}
+
+_LOGGED_OF_A_STEP = (
+    "target_kl",
+    "predicted_kl",
+    "candidate_kl",
+    "expected_improvement",
+    "improvement",
+    "fraction",
+    "backtracks",
+    "cg_iterations",
+    "cg_residual",
+    "gradient_norm",
+    "step_norm",
+)
+
+
+def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> str | None:
+    """The first quantity of the rollout that holds NaN, infinite or huge entries, by name."""
+    quantities = {
+        "rewards": th.as_tensor(buffer.rewards),
+        "observations": samples.observations,
+        "values": samples.old_values,
+        "advantages": samples.advantages,
+        "returns": samples.returns,
+    }
+    for name, batch in quantities.items():
+        for leaf in leaves(batch):
+            # not (… <= …), so that NaN counts
+            if leaf.is_floating_point() and not bool(leaf.abs().max() <= LARGEST_USABLE):
+                return name
+    return None
+
+
+def record_policy_step(logger: Logger, report: TrustRegionReport) -> None:
+    """The keys of sb3_contrib.TRPO, with their meaning, and what lets a person judge a trust region."""
+    logger.record("train/policy_objective", report.objective)
+    logger.record("train/kl_divergence_loss", report.kl)
+    logger.record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
+    for name in _LOGGED_OF_A_STEP:
+        logger.record(f"trust_region/{name}", getattr(report, name))
+
+
+def record_explained_variance(logger: Logger, buffer: RolloutBuffer) -> None:
+    # in double precision, as the squares of usable returns may overflow
+    values, returns = (array.flatten().astype(np.float64) for array in (buffer.values, buffer.returns))
+    logger.record("train/explained_variance", explained_variance(values, returns))

@@ -1,0 +1,98 @@
+"""How actions come from the outputs of a network and noise that does not depend on the policy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+
+from sb3_trpo_ext.distributions import ParametricFamily, family_of
+
+
+class Head(ABC):
+    """One distribution's way from noise to actions.
+
+    :param width: numbers in an output
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    @abstractmethod
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Noise that does not depend on the policy, from torch's global generator."""
+
+    @abstractmethod
+    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Actions (E, ·) from outputs and noise, both (E, width)."""
+
+    def act_from(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
+        """The same, the outputs being those behind a distribution."""
+        family = family_of(distribution)
+        assert isinstance(family, ParametricFamily)
+        return self.act(family.parameters(distribution)[0].cpu().numpy(), noise)
+
+
+class GaussianHead(Head):
+    """mean + σ ε; :meth:`act` takes the noise scaled by σ."""
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        return th.randn(shape).numpy()
+
+    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return outputs + noise
+
+    def act_from(self, distribution: Any, noise: np.ndarray) -> np.ndarray:
+        return super().act_from(distribution, noise * distribution.distribution.scale.cpu().numpy())
+
+
+class CategoricalHead(Head):
+    """argmax(logits + Gumbel noise) is a draw from softmax(logits); one for each block of logits."""
+
+    def __init__(self, sizes: list[int], flat: bool) -> None:
+        super().__init__(sum(sizes))
+        stops = np.cumsum(sizes).tolist()
+        self._blocks = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+        self._flat = flat
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        tiny = th.finfo(th.float32).tiny
+        return -th.empty(shape).exponential_().clamp_(min=tiny).log_().numpy()
+
+    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        perturbed = outputs + noise
+        if self._flat:
+            return perturbed.argmax(axis=1)
+        return np.stack([perturbed[:, block].argmax(axis=1) for block in self._blocks], axis=1)
+
+
+class BernoulliHead(Head):
+    """logit + logistic noise > 0 is a draw from Bernoulli(sigmoid(logit))."""
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        return th.logit(th.rand(shape), eps=th.finfo(th.float32).eps).numpy()
+
+    def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return (outputs + noise > 0.0).astype(np.float32)
+
+
+def head_of(distribution: Distribution) -> Head | None:
+    """The head for one of SB3's own distributions on independent noise, or None."""
+    if type(distribution) is DiagGaussianDistribution:
+        return GaussianHead(distribution.action_dim)
+    if type(distribution) is CategoricalDistribution:
+        return CategoricalHead([distribution.action_dim], flat=True)
+    if type(distribution) is MultiCategoricalDistribution:
+        return CategoricalHead([int(size) for size in distribution.action_dims], flat=False)
+    if type(distribution) is BernoulliDistribution:
+        return BernoulliHead(distribution.action_dims)
+    return None
