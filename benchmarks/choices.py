@@ -33,30 +33,28 @@ ENVIRONMENTS = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
     "sb3_contrib": {"library": "sb3_contrib"},
-    **{f"kl_{kl:g}": {"target_kl": kl} for kl in (0.01, 0.02, 0.03, 0.05)},
+    "adam": {"critic": "adam"},
+    **{f"gauss_newton_{steps}": {"critic_steps": steps} for steps in (1, 2, 5)},
+    **{f"thinned_{factor}": {"sub_sampling_factor": factor} for factor in (5, 10)},
     **{
         f"kl_{kl:g}_damping_{damping:g}": {"target_kl": kl, "cg_damping": damping}
-        for kl in (0.03, 0.05, 0.08)
-        for damping in (0.3, 0.5)
+        for kl in (0.01, 0.02, 0.03, 0.05, 0.08)
+        for damping in (0.1, 0.3, 0.5)
     },
-    "adam": {"critic": "adam"},
-    **{f"gauss_newton_{steps}": {"critic": "gauss_newton", "critic_steps": steps} for steps in (1, 2, 3, 5)},
-    **{f"thinned_{factor}": {"sub_sampling_factor": factor} for factor in (1, 5, 10)},
 }
 
 GROUPS = {
+    "defaults": ["default", "sb3_contrib"],
+    "critic": ["default", "adam"],
+    "critic_steps": ["gauss_newton_1", "gauss_newton_2", "default", "gauss_newton_5"],
+    "thinned": ["default", "thinned_10"],
     "radius": [
-        "kl_0.03_damping_0.3",
-        "kl_0.05_damping_0.3",
-        "kl_0.05_damping_0.5",
-        "kl_0.08_damping_0.5",
-        "kl_0.03",
-        "kl_0.05",
-        "sb3_contrib",
+        *("kl_0.01_damping_0.1", "kl_0.02_damping_0.1", "kl_0.03_damping_0.1", "kl_0.05_damping_0.1"),
+        *("kl_0.03_damping_0.3", "kl_0.05_damping_0.3", "kl_0.05_damping_0.5", "kl_0.08_damping_0.5"),
+        *("default", "sb3_contrib"),
     ],
-    "critic": ["adam", "gauss_newton_1", "gauss_newton_2", "gauss_newton_3", "gauss_newton_5"],
-    "thinned": ["thinned_1", "thinned_5", "thinned_10"],
 }
 
 

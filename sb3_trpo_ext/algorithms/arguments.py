@@ -6,7 +6,9 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Literal
 
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_trpo_ext.checks import constant_of, default_of
 
@@ -26,6 +28,12 @@ KEYWORDS_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "none": (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS, "gae_lambda"),
 }
 """By critic."""
+
+
+def averaged_dimensions(action_space: spaces.Space) -> int:
+    """The action dimensions over which sb3_contrib averages its KL, and the paper sums."""
+    averaged = isinstance(action_space, (spaces.Box, spaces.MultiBinary))
+    return get_action_dim(action_space) if averaged else 1
 
 
 def class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | None:

@@ -7,10 +7,9 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.algorithms.arguments import CriticChoice, averaged_dimensions
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import require, require_choice
 from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction, PolicyProblem
@@ -24,8 +23,9 @@ class TRPOExt(OnPolicyExt):
 
     The arguments up to ``_init_setup_model`` are those of ``sb3_contrib.TRPO``, in its order. Two have
     another scale, because the KL here is the paper's, summed over action dimensions: multiply
-    ``target_kl`` and ``cg_damping`` from there by the number of action dimensions (Box, MultiBinary),
-    or pass ``kl_reduction="mean"``.
+    ``target_kl`` and ``cg_damping`` from there by the number d of action dimensions (Box, MultiBinary;
+    d = 1 for Discrete and MultiDiscrete), or pass ``kl_reduction="mean"``. Their defaults are
+    sb3_contrib's trust region, whichever way it is written.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
@@ -34,7 +34,7 @@ class TRPOExt(OnPolicyExt):
     :param batch_size: minibatch size of ``critic="adam"``
     :param gamma: discount factor
     :param cg_max_steps: the most conjugate gradient steps, each one Fisher product
-    :param cg_damping: λ in (F + λI)x = g
+    :param cg_damping: λ in (F + λI)x = g; None: 0.1 d, or 0.1 with ``kl_reduction="mean"``
     :param line_search_shrinking_factor: c: the search tries the fractions 1, c, c², … of the full step
     :param line_search_max_iter: how many fractions to try
     :param n_critic_updates: passes over the rollout of ``critic="adam"``
@@ -44,7 +44,8 @@ class TRPOExt(OnPolicyExt):
     :param rollout_buffer_class: rollout buffer class, or its dotted path; chosen by the observations if None
     :param rollout_buffer_kwargs: keyword arguments to pass to the rollout buffer
     :param normalize_advantage: whether to normalise advantages over the rollout
-    :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats
+    :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats; None: 0.01 d, or 0.01 with
+        ``kl_reduction="mean"``
     :param sub_sampling_factor: k: the Fisher product, and nothing else, averages over every k-th state
     :param stats_window_size: episodes over which the logged return and length are averaged
     :param tensorboard_log: the log location for TensorBoard (None: no logging)
@@ -76,6 +77,9 @@ class TRPOExt(OnPolicyExt):
     :raises AssertionError: for ``n_steps * n_envs`` of 1 with normalised advantages, as sb3_contrib
     """
 
+    target_kl: float
+    cg_damping: float
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -85,7 +89,7 @@ class TRPOExt(OnPolicyExt):
         batch_size: int = 128,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -95,7 +99,7 @@ class TRPOExt(OnPolicyExt):
         rollout_buffer_class: type[RolloutBuffer] | str | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float = 0.05,
+        target_kl: float | None = None,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -145,16 +149,24 @@ class TRPOExt(OnPolicyExt):
             device=device,
         )
         self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
+        self.cg_damping = cg_damping  # type: ignore[assignment]  # a number once the model is set up
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.target_kl = target_kl
+        self.target_kl = target_kl  # type: ignore[assignment]
         self.sub_sampling_factor = sub_sampling_factor
         self.fisher = fisher
         self.kl_reduction = kl_reduction
         self.line_search_accept_ratio = line_search_accept_ratio
         if _init_setup_model:
             self._setup_model()
+
+    def _setup_model(self) -> None:
+        d = averaged_dimensions(self.action_space) if self.kl_reduction == "sum" else 1
+        if self.target_kl is None:
+            self.target_kl = 0.01 * d
+        if self.cg_damping is None:
+            self.cg_damping = 0.1 * d
+        super()._setup_model()
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -190,6 +202,6 @@ class TRPOExt(OnPolicyExt):
     def _describe(self) -> str:
         return (
             f"Trust region: KL(old || new) <= {self.target_kl:g} nats, {self.kl_reduction} over "
-            f"{get_action_dim(self.action_space)} action dimension(s); damping {self.cg_damping:g}; "
+            f"{averaged_dimensions(self.action_space)} action dimension(s); damping {self.cg_damping:g}; "
             f"Fisher: {self.fisher}. {super()._describe()}"
         )

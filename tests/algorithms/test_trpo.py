@@ -43,9 +43,16 @@ def test_every_argument_of_sb3_contrib_keeps_its_name_position_and_default():
     ours, theirs = (inspect.signature(cls.__init__).parameters for cls in (TRPOExt, TRPO))
     shared = list(ours)[: len(theirs)]
     assert shared == list(theirs)
-    other_scale = {"target_kl"}
+    other_scale = {"target_kl", "cg_damping"}
     assert [n for n in theirs if ours[n].default != theirs[n].default] == sorted(other_scale)
     assert all(ours[n].kind is inspect.Parameter.KEYWORD_ONLY for n in list(ours)[len(theirs) :])
+
+
+@pytest.mark.parametrize("space, d", [("box", 2), ("multi_binary", 3), ("discrete", 1), ("multi_discrete", 1)])
+def test_the_default_trust_region_is_sb3_contribs_whichever_way_it_is_written(space, d):
+    summed, mean = (make(env=Walk(ACTION_SPACES[space]), kl_reduction=reduction) for reduction in ("sum", "mean"))
+    assert (summed.target_kl, summed.cg_damping) == (pytest.approx(0.01 * d), pytest.approx(0.1 * d))
+    assert (mean.target_kl, mean.cg_damping) == (0.01, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +132,7 @@ def test_the_trust_region_is_printed_in_one_line(capsys):
     make(verbose=1, target_kl=0.03)
     lines = [line for line in capsys.readouterr().out.splitlines() if "Trust region" in line]
     assert len(lines) == 1
-    for part in ("0.03", "sum over 2 action dimension", "damping 0.1", "numpy"):
+    for part in ("0.03", "sum over 2 action dimension", "damping 0.2", "numpy"):
         assert part in lines[0]
 
 
