@@ -77,8 +77,11 @@ class NumpyActor:
         self._layers = []
         for layer in actor.network.layers:
             weight = np.ascontiguousarray(layer.weight.detach().cpu().numpy().T)
-            bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().numpy().copy()
             out = np.empty((n_envs, weight.shape[1]), dtype=weight.dtype)
+            # in the full shape: broadcasting would cost as much as the sum
+            bias = np.zeros_like(out)
+            if layer.bias is not None:
+                bias += layer.bias.detach().cpu().numpy()
             self._layers.append((weight, bias, numpy_activation(layer.activation), out))
         n_inputs = self._layers[0][0].shape[0]
         self._inputs = np.empty((n_envs, n_inputs), dtype=self._layers[0][0].dtype)
@@ -102,8 +105,8 @@ class NumpyActor:
         if np.count_nonzero(self._is_finite) != x.size:
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         for weight, bias, activation, out in self._layers:
-            np.dot(x, weight, out=out)
-            np.add(out, bias, out=out)
+            x.dot(weight, out)
+            np.add(out, bias, out)
             if activation is not None:
                 activation(out)
             x = out

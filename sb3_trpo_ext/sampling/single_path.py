@@ -92,8 +92,9 @@ def _action_transform(algorithm: OnPolicyExt) -> Callable[[np.ndarray], np.ndarr
         return lambda actions: actions
     if algorithm.policy.squash_output:
         return algorithm.policy.unscale_action
-    # np.clip, without its overhead
-    return lambda actions: np.minimum(np.maximum(actions, space.low), space.high)
+    # np.clip without its overhead, and without that of broadcasting
+    low, high = (np.repeat(bound[None], algorithm.n_envs, axis=0) for bound in (space.low, space.high))
+    return lambda actions: np.minimum(np.maximum(actions, low), high)
 
 
 class Transition(NamedTuple):
@@ -172,7 +173,7 @@ class DeferredRecorder:
         buffer.episode_starts[t] = step.episode_starts
         buffer.pos = t + 1
         buffer.full = buffer.pos == buffer.buffer_size
-        if step.dones.any():
+        if np.count_nonzero(step.dones):
             self._truncations += [(t, index, terminal) for index, terminal in step.truncated()]
 
     @th.no_grad()
