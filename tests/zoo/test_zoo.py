@@ -35,7 +35,7 @@ def test_train(trained):
     run = folder / "logs" / "trpo_ext" / "CartPole-v1_1"
     assert "trust_region/" in output and (run / "CartPole-v1.zip").exists()
     settings = yaml.unsafe_load((run / "CartPole-v1" / "config.yml").read_text())
-    assert dict(settings)["n_steps"] == 512
+    assert dict(settings)["n_steps"] == 1024
     assert TRPOExt.load(run / "CartPole-v1.zip", device="cpu").num_timesteps >= 2048
 
 
