@@ -164,8 +164,11 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
         print("| " + " | ".join(padded) + " |", flush=True)
 
 
-def print_comparisons(title: str, comparisons: Sequence[Comparison]) -> None:
-    """Medians of both sides, the ratio with its spread, and the bar."""
+def print_comparisons(title: str, comparisons: Sequence[Comparison], measured: str = OURS) -> None:
+    """Medians of both sides, the ratio with its spread, and the bar.
+
+    :param measured: what the side that is compared with the reference is called
+    """
     rows = [
         (
             f"{comparison.name}, {comparison.unit}",
@@ -178,7 +181,7 @@ def print_comparisons(title: str, comparisons: Sequence[Comparison]) -> None:
         for comparison in comparisons
     ]
     others = {comparison.against for comparison in comparisons}
-    header = ("", others.pop() if len(others) == 1 else "reference", OURS, "ratio (min-max)", "bar", "")
+    header = ("", others.pop() if len(others) == 1 else "reference", measured, "ratio (min-max)", "bar", "")
     print_table(title, header, rows)
 
 

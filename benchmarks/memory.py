@@ -192,7 +192,7 @@ def draw(ax: Axes, usages: dict[str, list[Usage]], n_states: int) -> None:
     for ratio, label in ((BAR, "bar"), (STRETCH, "stretch")):
         ax.axvline(reference / ratio, color="tab:red", ls="-" if ratio == BAR else ":", label=label)
     ax.set(xlabel="MB above the start", title=f"Peak memory of one update, CnnPolicy, {n_states:,} frames 84x84x4")
-    ax.legend()
+    ax.legend(loc="lower right")
 
 
 def arguments_of_program() -> argparse.Namespace:

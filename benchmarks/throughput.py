@@ -152,7 +152,7 @@ def main() -> None:
     set_up()
     rollouts, shares = compare_rollouts(ROLLOUT, arguments.repeats, arguments.quick)
     print_comparisons("Rollout alone", rollouts)
-    print_comparisons("Rollout as a share of the environment's own speed", shares)
+    print_comparisons("Rollout as a share of the environment's own speed", shares, measured="rollout")
     learning = [compare_learning(case, arguments.repeats, arguments.quick) for case in END_TO_END]
     print_comparisons("End to end", learning)
     content = {"end_to_end": learning, "rollout": rollouts, "share_of_bare": shares}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from typing import Any
 
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
@@ -17,6 +19,28 @@ def require(name: str, value: Any, holds: bool, expected: str) -> None:
 def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """:raises ValueError: unless ``value`` is one of ``choices``"""
     require(name, value, value in choices, "one of " + ", ".join(map(repr, choices)))
+
+
+def require_count(name: str, value: Any) -> None:
+    """:raises ValueError: unless ``value`` is an integer of at least 1"""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    require(name, value, is_integer and value >= 1, "an integer of at least 1")
+
+
+def require_real(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_below: bool = False,
+    open_above: bool = False,
+) -> None:
+    """:raises ValueError: unless ``value`` is a finite number in the interval from ``low`` to ``high``"""
+    is_number = isinstance(value, numbers.Real) and math.isfinite(value)
+    inside = is_number and (low < value if open_below else low <= value) and (value < high if open_above else value <= high)
+    bounds = f"{'(' if open_below else '['}{low:g}, {high:g}{')' if open_above or high == math.inf else ']'}"
+    require(name, value, inside, f"a number in {bounds}")
 
 
 def constant_of(value: Any) -> Any:

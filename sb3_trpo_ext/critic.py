@@ -16,7 +16,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_trpo_ext.numerics.averages import StateAverage
-from sb3_trpo_ext.numerics.conjugate_gradient import Matvec, conjugate_gradient
+from sb3_trpo_ext.numerics.conjugate_gradient import CGStatus, Matvec, conjugate_gradient
 from sb3_trpo_ext.numerics.curvature import (
     AutogradLinearization,
     Linearization,
@@ -25,7 +25,7 @@ from sb3_trpo_ext.numerics.curvature import (
 )
 from sb3_trpo_ext.numerics.dense import DenseLinearization, DenseNetwork
 from sb3_trpo_ext.numerics.line_search import backtracking_line_search
-from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.numerics.parameters import FlatParameters, restored_on_error
 
 Rows = slice | th.Tensor
 
@@ -133,22 +133,28 @@ def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: Ad
     """
     phi, state = problem.parameters.read(), copy.deepcopy(optimizer.state_dict())
     losses: list[th.Tensor] = []
-    for _ in range(settings.n_critic_updates):
-        permutation = th.randperm(len(problem.returns)).to(problem.returns.device)
-        for rows in permutation.split(settings.batch_size):
-            optimizer.zero_grad()
-            loss = F.mse_loss(problem.values(rows), problem.returns[rows])
-            loss.backward()
-            if settings.max_grad_norm > 0.0:
-                th.nn.utils.clip_grad_norm_(problem.parameters.tensors, settings.max_grad_norm)
-            optimizer.step()
-            losses.append(loss.detach())
+    with restored_on_error(problem.parameters):
+        for _ in range(settings.n_critic_updates):
+            permutation = th.randperm(len(problem.returns)).to(problem.returns.device)
+            for rows in permutation.split(settings.batch_size):
+                losses.append(_adam_step(problem, optimizer, rows, settings.max_grad_norm))
     mean_loss = float(th.stack(losses).mean())
     if not (math.isfinite(mean_loss) and bool(th.isfinite(problem.parameters.read()).all())):
         problem.parameters.write(phi)
         optimizer.load_state_dict(state)
         return CriticReport(FitOutcome.NON_FINITE)
     return CriticReport(FitOutcome.FITTED, mean_loss)
+
+
+def _adam_step(problem: CriticProblem, optimizer: th.optim.Optimizer, rows: th.Tensor, max_grad_norm: float) -> th.Tensor:
+    """One minibatch; its loss before the step."""
+    optimizer.zero_grad()
+    loss = F.mse_loss(problem.values(rows), problem.returns[rows])
+    loss.backward()
+    if max_grad_norm > 0.0:
+        th.nn.utils.clip_grad_norm_(problem.parameters.tensors, max_grad_norm)
+    optimizer.step()
+    return loss.detach()
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class GaussNewtonSettings:
     cg_max_steps: int = 10
     prior: float = 30.0
     """Weight of the old φ, in samples: λ is at least prior / B, so that a small batch is not fitted exactly."""
-    max_halvings: int = 5
+    max_candidates: int = 5
     max_damping: float = 1e4
 
 
@@ -173,19 +179,20 @@ def fit_gauss_newton(problem: CriticProblem, damping: float, settings: GaussNewt
     :return: what the fit did, and the λ to go on from
     """
     phi, loss_start = problem.parameters.read(), problem.loss()
-    loss = loss_start
-    for _ in range(settings.steps):
-        loss, damping = _levenberg_marquardt_step(problem, loss, damping, settings)
+    loss, adapted = loss_start, damping
+    with restored_on_error(problem.parameters):
+        for _ in range(settings.steps):
+            loss, adapted = _levenberg_marquardt_step(problem, loss, adapted, settings)
     if not (math.isfinite(loss) and bool(th.isfinite(problem.parameters.read()).all())):
         problem.parameters.write(phi)
         return CriticReport(FitOutcome.NON_FINITE, loss_start), damping
-    return CriticReport(FitOutcome.FITTED, loss), damping
+    return CriticReport(FitOutcome.FITTED, loss), adapted
 
 
 def _levenberg_marquardt_step(
     problem: CriticProblem, loss: float, damping: float, settings: GaussNewtonSettings
 ) -> tuple[float, float]:
-    """One step from a given loss; the loss and the λ that it leaves."""
+    """One step from a given loss; the loss and the λ that it leaves, the loss NaN if the solve was not finite."""
     min_damping = settings.prior / len(problem.returns)
     damping = max(damping, min_damping)
     phi = problem.parameters.read()
@@ -193,6 +200,8 @@ def _levenberg_marquardt_step(
     solution = conjugate_gradient(
         damped(curvature, damping), descent, max_steps=settings.cg_max_steps, recompute_residual=False
     )
+    if solution.status is CGStatus.NON_FINITE:
+        return math.nan, damping
     step = solution.x
 
     def evaluate(fraction: float) -> float:
@@ -202,13 +211,13 @@ def _levenberg_marquardt_step(
     def accept(fraction: float, candidate: float) -> bool:
         return candidate < loss
 
-    search = backtracking_line_search(evaluate, accept, shrinking_factor=0.5, max_iter=settings.max_halvings)
+    search = backtracking_line_search(evaluate, accept, shrinking_factor=0.5, max_iter=settings.max_candidates)
     if not search.accepted:
         problem.parameters.write(phi)
         return loss, min(2.0 * damping, settings.max_damping)
     # the model's decrease for the full step: dᵀ(JᵀJ/B + λI)d is dᵀ Jᵀ(R − V)/B, as CG started from zero
-    predicted = float(step @ descent) + damping * float(step @ step)
-    quality = (loss - search.value) / predicted if search.backtracks == 0 else 0.0
+    predicted = float(step.double() @ descent.double()) + damping * float(step.double() @ step.double())
+    quality = (loss - search.value) / predicted if search.backtracks == 0 and predicted > 0.0 else 0.0
     if quality > 0.75:
         damping = max(0.5 * damping, min_damping)
     elif quality < 0.25:

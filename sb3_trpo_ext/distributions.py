@@ -8,6 +8,7 @@ with :func:`register_distribution_family`.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -158,7 +159,8 @@ class GenericFamily(DistributionFamily):
         return th.stack([term.flatten(1).sum(dim=1) if term.ndim > 1 else term for term in terms]).sum(dim=0)
 
     def averaged_dimensions(self, old: Distribution) -> int:
-        return 1
+        distribution = old.distribution
+        return 1 if isinstance(distribution, (list, tuple)) else math.prod(distribution.batch_shape[1:])
 
 
 FamilyFactory = Callable[[Any], DistributionFamily]

@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 
 Batch = TypeVar("Batch")
+Samples = TypeVar("Samples")
 
 
 def leaves(batch: Any) -> Iterator[Any]:
@@ -27,15 +28,27 @@ def tree_map(function: Callable[[Any], Any], batch: Any) -> Any:
     return function(batch)
 
 
-def take(batch: Batch, rows: Any) -> Batch:
-    """The rows of a batch; also of a named tuple of batches, whose missing fields stay None."""
-    if batch is None:
-        return batch
-    if isinstance(batch, dict):
-        return {key: take(part, rows) for key, part in batch.items()}  # type: ignore[return-value]
-    if isinstance(batch, tuple):
-        return type(batch)(*(take(part, rows) for part in batch))
-    return batch[rows]  # type: ignore[index]
+def take(batch: Any, rows: Any) -> Any:
+    """The rows of a batch."""
+    return tree_map(lambda leaf: leaf[rows], batch)
+
+
+def take_samples(samples: Samples, rows: slice, n_states: int) -> Samples:
+    """The rows of a rollout buffer's samples, whatever further fields they have.
+
+    Only tensors that are as long as the batch have rows; anything else belongs to the batch as a whole.
+    """
+
+    def part(field: Any) -> Any:
+        if isinstance(field, dict):
+            return {key: part(value) for key, value in field.items()}
+        if isinstance(field, (tuple, list)):
+            parts = [part(value) for value in field]
+            return type(field)(*parts) if hasattr(field, "_fields") else type(field)(parts)
+        has_rows = isinstance(field, th.Tensor) and field.ndim > 0 and len(field) == n_states
+        return field[rows] if has_rows else field
+
+    return part(samples)
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -153,7 +153,8 @@ class PolicyProblem:
         if self._mlp is not None:
             actor = set(self._mlp[0].parameters())
             return FlatParameters(p for p in module.parameters() if p in actor and p.requires_grad)
-        return FlatParameters.reached_by(self._outputs(slice(0, 1)), module)
+        # every state is asked: a policy may route states through different parameters
+        return FlatParameters.reached_by_any((self._outputs(rows) for rows in self._average.chunks), module)
 
     def _outputs(self, rows: slice) -> Parameters:
         """Tensors with a graph through which π_θ on these states depends on θ."""
@@ -166,14 +167,20 @@ class PolicyProblem:
     def _without_graph(self, rows: slice) -> Distribution:
         return self._distribution_of(rows)
 
+    def _entropy(self, distribution: Distribution, rows: slice) -> th.Tensor:
+        """Per state; where there is no closed form, estimated at the action that was taken."""
+        try:
+            entropy = distribution.entropy()
+        except NotImplementedError:
+            entropy = None
+        return -distribution.log_prob(self._actions[rows]) if entropy is None else entropy
+
     @th.no_grad()
     def _take_old(self, rows: slice) -> th.Tensor:
         """Keep what is needed of π_old on these states; their summed terms of L and entropy."""
         old = self._distribution_of(rows)
         self._old[rows.start] = self._family.freeze(old)
         self._objective.set_old(old, rows)
-        entropy = old.entropy()
-        if entropy is None:  # no closed form (tanh-squashed)
-            entropy = -old.log_prob(self._actions[rows])
+        entropy = self._entropy(old, rows)
         terms = self._objective.terms(old, rows)
         return th.stack([terms.sum(dtype=th.float64), entropy.sum(dtype=th.float64)])

@@ -18,12 +18,14 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo_ext.numerics.dense import DenseNetwork
+from sb3_trpo_ext.numerics.averages import chunks_of
+from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.observations import length, take
 
 CALLED_BY_SB3 = ("forward", "predict_values", "evaluate_actions", "get_distribution")
 """Policy methods that SB3's own loops call; whoever overrides one expects to be called."""
@@ -57,7 +59,7 @@ def has_parameters(module: nn.Module) -> bool:
 
 def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
     """Whether a policy expects to be called as SB3's own loops would, having replaced what they call."""
-    return overrides(policy, ActorCriticPolicy, CALLED_BY_SB3) or _is_hooked(policy)
+    return overrides(policy, ActorCriticPolicy, CALLED_BY_SB3) or has_hooks(policy)
 
 
 def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
@@ -89,10 +91,16 @@ def mlp_critic(policy: ActorCriticPolicy, fixed: FlatParameters) -> DenseNetwork
 
 
 @th.no_grad()
-def fixed_features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: nn.Module) -> th.Tensor:
+def fixed_features(
+    policy: ActorCriticPolicy, observations: PyTorchObs, extractor: BaseFeaturesExtractor, chunk_size: int
+) -> th.Tensor:
     """What the dense network sees of observations (B, ·): features (B, in), without a graph."""
-    features = BasePolicy.extract_features(policy, observations, extractor)  # type: ignore[arg-type]
-    return features.flatten(1)
+    return th.cat(
+        [
+            BasePolicy.extract_features(policy, take(observations, rows), extractor).flatten(1)
+            for rows in chunks_of(length(observations), chunk_size)
+        ]
+    )
 
 
 def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:
@@ -101,8 +109,6 @@ def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> De
     mlp = getattr(policy, "mlp_extractor", None)
     if type(mlp) is not MlpExtractor or overrides(mlp, MlpExtractor, ("forward", forward)):
         return None
+    if any(has_hooks(module) for module in (mlp, policy.pi_features_extractor, policy.vf_features_extractor)):
+        return None
     return DenseNetwork.read([getattr(mlp, hidden), getattr(policy, last)])
-
-
-def _is_hooked(policy: nn.Module) -> bool:
-    return bool(policy._forward_hooks or policy._forward_pre_hooks)

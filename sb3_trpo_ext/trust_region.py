@@ -13,7 +13,7 @@ import torch as th
 from sb3_trpo_ext.numerics.conjugate_gradient import CGStatus, conjugate_gradient
 from sb3_trpo_ext.numerics.curvature import damped
 from sb3_trpo_ext.numerics.line_search import backtracking_line_search
-from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.numerics.parameters import FlatParameters, restored_on_error
 
 # below this, more steps change the direction by less than single precision resolves
 _CG_RTOL = 1e-5
@@ -138,14 +138,16 @@ def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings
     def accept(fraction: float, candidate: Evaluation) -> bool:
         improvement = candidate.objective - objective_old
         sufficient = settings.line_search_accept_ratio * fraction * gain
-        return candidate.kl <= settings.target_kl and improvement > 0.0 and improvement >= sufficient
+        within = math.isfinite(candidate.kl) and candidate.kl <= settings.target_kl
+        return within and math.isfinite(improvement) and improvement > 0.0 and improvement >= sufficient
 
-    search = backtracking_line_search(
-        evaluate,
-        accept,
-        shrinking_factor=settings.line_search_shrinking_factor,
-        max_iter=settings.line_search_max_iter,
-    )
+    with restored_on_error(problem.parameters):
+        search = backtracking_line_search(
+            evaluate,
+            accept,
+            shrinking_factor=settings.line_search_shrinking_factor,
+            max_iter=settings.line_search_max_iter,
+        )
     last_fraction = settings.line_search_shrinking_factor ** (search.backtracks - (not search.accepted))
     report = replace(
         report,
@@ -210,12 +212,14 @@ def propose_step(
     )
     if solution.status is CGStatus.NON_FINITE:
         return None, replace(report, outcome=StepOutcome.NON_FINITE_CURVATURE)
-    xg = float(solution.x @ g)
+    # in double precision: small gradients must not underflow
+    x, wide_g = solution.x.double(), g.double()
+    xg = float(x @ wide_g)
     if solution.status is CGStatus.NON_POSITIVE_CURVATURE or xg <= 0.0:
         return None, replace(report, outcome=StepOutcome.NON_POSITIVE_CURVATURE)
     beta = math.sqrt(2.0 * settings.target_kl / xg)
     step = beta * solution.x
     if not bool(th.isfinite(step).all()):
         return None, replace(report, outcome=StepOutcome.NON_FINITE_STEP)
-    undamped = xg - settings.cg_damping * float(solution.x @ solution.x)
+    undamped = xg - settings.cg_damping * float(x @ x)
     return Proposal(step, beta * xg), replace(report, predicted_kl=0.5 * beta**2 * undamped)

@@ -90,6 +90,31 @@ def test_damping_grows_where_no_step_lowers_the_loss():
     assert damping == 1.0 and th.equal(problem.parameters.read(), phi)
 
 
+@pytest.mark.parametrize("where", ["descent", "curvature"])
+def test_a_solve_that_is_not_finite_ends_the_fit_and_leaves_the_damping(where):
+    network, x, returns = network_and_data()
+    problem = problem_of(network, x, returns)
+    phi, linearize = problem.parameters.read(), problem.linearize
+
+    def spoiled():
+        descent, curvature = linearize()
+        return (descent * math.nan, curvature) if where == "descent" else (descent, lambda v: curvature(v) * math.nan)
+
+    problem.linearize = spoiled
+    report, damping = fit_gauss_newton(problem, 0.5, GaussNewtonSettings())
+    assert report.outcome is FitOutcome.NON_FINITE and damping == 0.5
+    assert th.equal(problem.parameters.read(), phi)
+
+
+def test_tiny_errors_do_not_divide_by_zero():
+    network, x, _ = network_and_data()
+    network = network.float()
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    report, _ = fit_gauss_newton(problem_of(network, x.float(), th.full((64,), 1e-24)), 0.1, GaussNewtonSettings())
+    assert report.outcome is FitOutcome.FITTED
+
+
 def adam_of(network, **kwargs):
     return th.optim.Adam(network.parameters(), lr=1e-2, **kwargs)
 

@@ -124,6 +124,22 @@ def test_a_family_without_an_entry_works_through_the_hessian():
         problem_of(policy, obs, "gauss_newton")
 
 
+def test_mean_reduction_of_a_family_without_an_entry():
+    with th.no_grad():
+        old = laplace_policy().get_distribution(observations(3))
+    assert GenericFamily().averaged_dimensions(GenericFamily().freeze(old)) == 2
+
+
+def test_a_distribution_without_an_entropy_trains_all_the_same():
+    class WithoutEntropy(LaplaceDistribution):
+        def entropy(self):
+            raise NotImplementedError
+
+    policy = laplace_policy()
+    policy.action_dist = WithoutEntropy(2)
+    assert problem_of(policy, observations(3), "auto").entropy > 0
+
+
 def test_an_entry_can_be_added(monkeypatch):
     monkeypatch.setattr(distributions, "_FAMILIES", dict(distributions._FAMILIES))
 

@@ -18,7 +18,7 @@ def problem_of(policy, n=B, dense_layers=False, advantages=None, ent_coef=0.0, *
     advantages = th.randn(n, dtype=th.float64) if advantages is None else advantages
     mlp = None
     if dense_layers:
-        mlp = mlp_actor(policy), fixed_features(policy, obs, policy.pi_features_extractor)
+        mlp = mlp_actor(policy), fixed_features(policy, obs, policy.pi_features_extractor, 3)
     surrogate = SinglePathSurrogate(actions, advantages, ent_coef)
     return PolicyProblem(lambda rows: policy.get_distribution(obs[rows]), n, surrogate, actions, policy, mlp=mlp, **kwargs)
 
@@ -90,8 +90,9 @@ def test_at_theta_old_the_kl_is_zero_and_the_surrogate_the_mean_advantage(case):
     assert problem.gradient()[0] == start.objective
 
 
+# SB3 stops the gradient of gSDE's σ in the features, which differences of the surrogate do not know
 @pytest.mark.parametrize("ent_coef", [0.0, 0.7])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.use_sde], ids=lambda case: case.name)
 def test_gradient_agrees_with_differences_of_the_surrogate(case, ent_coef):
     problem = problem_of(case.policy(), ent_coef=ent_coef)
     theta, (_, g) = problem.parameters.read(), problem.gradient()
@@ -100,10 +101,7 @@ def test_gradient_agrees_with_differences_of_the_surrogate(case, ent_coef):
     for h in (1e-5, -1e-5):
         problem.parameters.write(theta + h * direction)
         values.append(problem.evaluate().objective)
-    if case.use_sde:  # SB3 stops the gradient of σ in the features: the surrogate's value does not
-        direction = None
-    if direction is not None:
-        assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(g @ direction), rel=1e-5, abs=1e-8)
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(g @ direction), rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("case", STANDARD, ids=lambda case: case.name)

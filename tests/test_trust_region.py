@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_trpo_ext.numerics.conjugate_gradient import CGStatus
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.trust_region import Evaluation, StepOutcome, TrustRegionSettings, trust_region_step
+from sb3_trpo_ext.trust_region import Evaluation, StepOutcome, TrustRegionSettings, propose_step, trust_region_step
 from tests.cases import CASES, STANDARD, dense_fisher, observations
 from tests.test_policy_problem import B, problem_of
 
@@ -182,6 +182,20 @@ def test_candidates_that_cannot_be_evaluated_are_refused():
     problem = Quadratic(th.ones(3, dtype=th.float64), th.eye(3, dtype=th.float64))
     problem.evaluate = lambda: Evaluation(math.nan, math.nan)
     assert rejected(problem).outcome is StepOutcome.NO_IMPROVEMENT
+
+
+@pytest.mark.parametrize("evaluation", [Evaluation(math.inf, 0.001), Evaluation(1.0, -math.inf), Evaluation(1.0, math.nan)])
+def test_an_infinite_improvement_is_none(evaluation):
+    problem = Quadratic(th.ones(3, dtype=th.float64), th.eye(3, dtype=th.float64))
+    problem.evaluate = lambda: evaluation
+    assert rejected(problem).outcome is StepOutcome.NO_IMPROVEMENT
+
+
+def test_tiny_gradients_do_not_underflow():
+    problem = Quadratic(th.full((3,), 1e-24), th.eye(3))
+    problem.parameter.data = problem.parameter.data.float()
+    _, report = propose_step(problem, 0.0, problem.g, SETTINGS)
+    assert report.predicted_kl == pytest.approx(0.02, rel=1e-4)
 
 
 def test_a_step_that_overflows_is_an_outcome():

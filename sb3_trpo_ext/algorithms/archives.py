@@ -15,6 +15,9 @@ SB3_CONTRIB_SETTINGS: dict[str, Any] = {
 }
 """What sb3_contrib.TRPO does, in our words."""
 
+OURS = frozenset(("kl_reduction", "critic", "outcome_counts", "chunk_size"))
+"""Some names that only our archives have."""
+
 
 def saved_names(path: Any) -> set[str]:
     """The names of the attributes in a saved model, without unpickling any of them."""

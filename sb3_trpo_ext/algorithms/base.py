@@ -24,7 +24,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutBufferSamples, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.algorithms.archives import SB3_CONTRIB_SETTINGS, saved_names
+from sb3_trpo_ext.algorithms.archives import OURS, SB3_CONTRIB_SETTINGS, saved_names
 from sb3_trpo_ext.algorithms.arguments import (
     KEYWORDS_WITHOUT_EFFECT,
     CriticChoice,
@@ -38,7 +38,7 @@ from sb3_trpo_ext.algorithms.reporting import (
     record_policy_step,
     unusable_quantity,
 )
-from sb3_trpo_ext.checks import require, require_choice
+from sb3_trpo_ext.checks import require_choice, require_count, require_real
 from sb3_trpo_ext.critic import (
     AdamSettings,
     CriticProblem,
@@ -51,7 +51,7 @@ from sb3_trpo_ext.critic import (
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
 from sb3_trpo_ext.objectives import SinglePathSurrogate, normalize_advantages
-from sb3_trpo_ext.observations import entries_per_state, length, take
+from sb3_trpo_ext.observations import entries_per_state, length, take, take_samples
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.actor import Actor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
@@ -114,7 +114,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
             ent_coef=ent_coef,
             vf_coef=0.0,  # the critic is fitted on its own
             max_grad_norm=max_grad_norm,
-            rollout_buffer_class=class_of(rollout_buffer_class),
+            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]  # resolved in _setup_model
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
             **sb3_arguments,
@@ -139,6 +139,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        self.rollout_buffer_class = class_of(self.rollout_buffer_class)
         super()._setup_model()
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
@@ -152,11 +153,14 @@ class OnPolicyExt(OnPolicyAlgorithm):
         :raises ValueError: naming the argument, what was expected and what came
         """
         require_choice("critic", self.critic, tuple(KEYWORDS_WITHOUT_EFFECT))
-        for name in ("batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        require("ent_coef", self.ent_coef, self.ent_coef >= 0.0, "not negative")
-        require("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0.0, "not negative (0: no clipping)")
-        require("chunk_size", self.chunk_size, self.chunk_size is None or self.chunk_size >= 1, "None or at least 1")
+        for name in ("n_steps", "batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
+            require_count(name, getattr(self, name))
+        if self.chunk_size is not None:
+            require_count("chunk_size", self.chunk_size)
+        require_real("gamma", self.gamma, 0.0, 1.0)
+        require_real("gae_lambda", self.gae_lambda, 0.0, 1.0)
+        require_real("ent_coef", self.ent_coef, 0.0)
+        require_real("max_grad_norm", self.max_grad_norm, 0.0)
 
     def _describe(self) -> str:
         """One line on how this model is going to train, printed with ``verbose=1``."""
@@ -169,7 +173,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
         An archive that sb3_contrib.TRPO saved goes on as it was: KL on its scale, its critic fit, any
         improvement accepted. Keyword arguments override that.
         """
-        if "outcome_counts" not in saved_names(path):
+        if saved_names(path).isdisjoint(OURS):
             kwargs = {**SB3_CONTRIB_SETTINGS, **kwargs}
         return super().load(path, env, *args, **kwargs)
 
@@ -205,14 +209,16 @@ class OnPolicyExt(OnPolicyAlgorithm):
 
         See :mod:`sb3_trpo_ext.sampling.actor`.
         """
-        return self._make_actor().path
+        return self._make_actor(self.rollout_buffer).path
 
-    def _make_actor(self) -> Actor:
+    def _make_actor(self, rollout_buffer: RolloutBuffer) -> Actor:
         policy = self.policy
-        if self.values_at_each_step or calls_like_sb3(policy) or not adds_like_sb3(self.rollout_buffer):
-            return SB3Actor(policy)
+        at_each_step = self.values_at_each_step or not adds_like_sb3(rollout_buffer)
         if overrides(self, OnPolicyExt, ("action_distribution",)):
-            return TorchActor(self.action_distribution, policy, self.n_envs)
+            values_of = self.predict_values if at_each_step else None
+            return TorchActor(self.action_distribution, policy, self.n_envs, values_of)
+        if at_each_step or calls_like_sb3(policy):
+            return SB3Actor(policy)
         fast = numpy_actor(policy, self.n_envs)
         if fast is not None:
             return fast
@@ -228,7 +234,9 @@ class OnPolicyExt(OnPolicyAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         with self._timed("rollout"):
-            return collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, self._make_actor())
+            return collect_single_path(
+                self, env, callback, rollout_buffer, n_rollout_steps, lambda: self._make_actor(rollout_buffer)
+            )
 
     def as_taken(self, actions: th.Tensor) -> th.Tensor:
         """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""
@@ -244,29 +252,45 @@ class OnPolicyExt(OnPolicyAlgorithm):
         """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
         self._update_learning_rate(self.policy.optimizer)
         samples = next(iter(self.rollout_buffer.get(batch_size=None)))
-        self.report = critic_report = None
+        self.report = None
         fault = unusable_quantity(self.rollout_buffer, samples)
         if fault is None:
             record_explained_variance(self.logger, self.rollout_buffer)
-            self._refresh_running_statistics(samples.observations)
-            # dropout and batch statistics would make π_old a moving target
-            self.policy.set_training_mode(False)
-            with self._timed("policy"):
-                problem = self._policy_problem(samples)
-                self.report = self._update_policy(problem)
-            self.logger.record("train/entropy", problem.entropy)
-            self._count(self.report.outcome.value)
-            record_policy_step(self.logger, self.report)
-            fault = FAULTY_QUANTITY.get(self.report.outcome)
-        if fault is None and self.critic != "none":
-            with self._timed("critic"):
-                critic_report = self._fit_critic(samples, problem.parameters)
-            self.logger.record("train/value_loss", critic_report.loss)
-            fault = "value loss" if critic_report.outcome is FitOutcome.NON_FINITE else None
+            fault = self._update(samples)
         if fault is not None:
-            self._warn_of_fault(fault)
+            self._count("faults")
+            warnings.warn(
+                f"update skipped: NaN, infinite or huge {fault}; policy and critic keep their last good parameters",
+                stacklevel=2,
+            )
         self._n_updates += 1
         self._log_update()
+
+    def _update(self, samples: RolloutBufferSamples) -> str | None:
+        """Policy step and critic fit; the quantity whose fault undid both, if there was one."""
+        statistics = [buffer.clone() for buffer in self.policy.buffers()]
+        self._refresh_running_statistics(samples)
+        # dropout and batch statistics would make π_old a moving target
+        self.policy.set_training_mode(False)
+        with self._timed("policy"):
+            problem = self._policy_problem(samples)
+            theta_old = problem.parameters.read()
+            self.report = self._update_policy(problem)
+        self.logger.record("train/entropy", problem.entropy)
+        self._count(self.report.outcome.value)
+        record_policy_step(self.logger, self.report)
+        fault = FAULTY_QUANTITY.get(self.report.outcome)
+        if fault is None and self.critic != "none":
+            with self._timed("critic"):
+                fit = self._fit_critic(samples, problem.parameters)
+            self.logger.record("train/value_loss", fit.loss)
+            if fit.outcome is FitOutcome.NON_FINITE:
+                problem.parameters.write(theta_old)
+                fault = "value loss"
+        if fault is not None:
+            for buffer, kept in zip(self.policy.buffers(), statistics, strict=True):
+                buffer.copy_(kept)
+        return fault
 
     def _policy_problem(self, samples: RolloutBufferSamples) -> PolicyProblem:
         """L(θ), KL and F of the present policy on these transitions."""
@@ -275,10 +299,12 @@ class OnPolicyExt(OnPolicyAlgorithm):
         actor = None if overrides(self, OnPolicyExt, ("action_distribution",)) else mlp_actor(self.policy)
         inputs = None
         if actor is not None:
-            inputs = fixed_features(self.policy, observations, self.policy.pi_features_extractor)
+            extractor = self.policy.pi_features_extractor
+            inputs = fixed_features(self.policy, observations, extractor, self.states_per_pass(observations))
+        n_states = length(observations)
         return PolicyProblem(
-            lambda rows: self.action_distribution(take(observations, rows), take(samples, rows)),
-            length(observations),
+            lambda rows: self.action_distribution(take(observations, rows), take_samples(samples, rows, n_states)),
+            n_states,
             SinglePathSurrogate(actions, advantages, self.ent_coef),
             actions,
             self.policy,
@@ -293,19 +319,8 @@ class OnPolicyExt(OnPolicyAlgorithm):
 
     def _fit_critic(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticReport:
         """Fit V to the returns, moving only parameters that the policy does not depend on."""
-        observations = samples.observations
         with frozen(policy_parameters):
-            first = self.predict_values(take(observations, slice(0, 1)))
-            network, mlp = mlp_critic(self.policy, policy_parameters), None
-            if network is not None:
-                mlp = network, fixed_features(self.policy, observations, self.policy.vf_features_extractor)
-            problem = CriticProblem(
-                lambda rows: self.predict_values(take(observations, rows)),
-                samples.returns,
-                FlatParameters.reached_by([first], self.policy),
-                chunk_size=self.states_per_pass(observations),
-                mlp=mlp,
-            )
+            problem = self._critic_problem(samples, policy_parameters)
             if len(problem.parameters) == 0:
                 return CriticReport(FitOutcome.NO_PARAMETERS)
             if self.critic == "adam":
@@ -316,18 +331,43 @@ class OnPolicyExt(OnPolicyAlgorithm):
             )
             return report
 
-    def _refresh_running_statistics(self, observations: PyTorchObs) -> None:
+    def _critic_problem(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticProblem:
+        """The error of V on these transitions, in the parameters that are V's alone."""
+        observations = samples.observations
+        chunk_size = self.states_per_pass(observations)
+        network = None
+        if not overrides(self, OnPolicyExt, ("predict_values",)):
+            network = mlp_critic(self.policy, policy_parameters)
+        if network is not None:
+            own = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+            parameters = FlatParameters(p for p in self.policy.parameters() if id(p) in own)
+            extractor = self.policy.vf_features_extractor
+            mlp = network, fixed_features(self.policy, observations, extractor, chunk_size)
+        else:
+            chunks = chunks_of(length(observations), chunk_size)
+            outputs = ((self.predict_values(take(observations, rows)),) for rows in chunks)
+            parameters, mlp = FlatParameters.reached_by_any(outputs, self.policy), None
+        return CriticProblem(
+            lambda rows: self.predict_values(take(observations, rows)),
+            samples.returns,
+            parameters,
+            chunk_size=chunk_size,
+            mlp=mlp,
+        )
+
+    def _refresh_running_statistics(self, samples: RolloutBufferSamples) -> None:
         """One pass in training mode, for layers with running statistics such as BatchNorm.
 
         Everything after it is done in evaluation mode, so the ratio is 1 and the KL 0 at θ_old.
         """
-        if not any(module._buffers and module is not self.policy for module in self.policy.modules()):
+        if next(self.policy.buffers(), None) is None:
             return
         self.policy.set_training_mode(True)
+        observations, actions = samples.observations, self.as_taken(samples.actions)
         with th.no_grad():
             for rows in chunks_of(length(observations), self.states_per_pass(observations)):
-                self.action_distribution(take(observations, rows))
-                self.predict_values(take(observations, rows))
+                if rows.stop - rows.start > 1:  # one state has no batch statistics
+                    self.policy.evaluate_actions(take(observations, rows), actions[rows])
 
     # -- reporting -----------------------------------------------------------------------------------
 
@@ -336,13 +376,6 @@ class OnPolicyExt(OnPolicyAlgorithm):
         started = time.perf_counter()
         yield
         self._seconds[part] = time.perf_counter() - started
-
-    def _warn_of_fault(self, quantity: str) -> None:
-        self._count("faults")
-        warnings.warn(
-            f"update skipped: NaN, infinite or huge {quantity}; what it would have changed keeps its last good parameters",
-            stacklevel=3,
-        )
 
     def _count(self, outcome: str) -> None:
         self.outcome_counts[outcome] = self.outcome_counts.get(outcome, 0) + 1
@@ -355,6 +388,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
             record(f"outcome/{outcome}", count)
         for part, seconds in self._seconds.items():
             record(f"time/{part}_seconds", seconds)
+        self._seconds.clear()
         record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(

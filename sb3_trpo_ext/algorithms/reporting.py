@@ -10,10 +10,11 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo_ext.observations import leaves
+from sb3_trpo_ext.sampling.actor import LARGEST_USABLE
 from sb3_trpo_ext.trust_region import StepOutcome, TrustRegionReport
 
-LARGEST_USABLE = 1e18
-"""Beyond this, squares overflow single precision."""
+LARGEST_RETURN = 1e10
+"""Beyond this, one reward would take the critic so far from all others that it does not come back."""
 
 FAULTY_QUANTITY = {
     StepOutcome.NON_FINITE_GRADIENT: "gradient",
@@ -39,16 +40,16 @@ _LOGGED_OF_A_STEP = (
 def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> str | None:
     """The first quantity of the rollout that holds NaN, infinite or huge entries, by name."""
     quantities = {
-        "rewards": th.as_tensor(buffer.rewards),
-        "observations": samples.observations,
-        "values": samples.old_values,
-        "advantages": samples.advantages,
-        "returns": samples.returns,
+        "rewards": (th.as_tensor(buffer.rewards), LARGEST_RETURN),
+        "observations": (samples.observations, LARGEST_USABLE),
+        "values": (samples.old_values, LARGEST_RETURN),
+        "advantages": (samples.advantages, LARGEST_RETURN),
+        "returns": (samples.returns, LARGEST_RETURN),
     }
-    for name, batch in quantities.items():
+    for name, (batch, limit) in quantities.items():
         for leaf in leaves(batch):
             # not (… <= …), so that NaN counts
-            if leaf.is_floating_point() and not bool(leaf.abs().max() <= LARGEST_USABLE):
+            if leaf.is_floating_point() and not bool(leaf.abs().max() <= limit):
                 return name
     return None
 

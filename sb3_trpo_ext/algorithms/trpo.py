@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trpo_ext.algorithms.arguments import CriticChoice, averaged_dimensions
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
-from sb3_trpo_ext.checks import require, require_choice
+from sb3_trpo_ext.checks import require_choice, require_count, require_real
 from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction, PolicyProblem
 from sb3_trpo_ext.trust_region import TrustRegionReport, TrustRegionSettings, trust_region_step
 
@@ -46,7 +46,8 @@ class TRPOExt(OnPolicyExt):
     :param normalize_advantage: whether to normalise advantages over the rollout
     :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats; None: 0.01 d, or 0.01 with
         ``kl_reduction="mean"``
-    :param sub_sampling_factor: k: the Fisher product, and nothing else, averages over every k-th state
+    :param sub_sampling_factor: k: the Fisher product, and nothing else, averages over 1/k of the states,
+        drawn at random
     :param stats_window_size: episodes over which the logged return and length are averaged
     :param tensorboard_log: the log location for TensorBoard (None: no logging)
     :param policy_kwargs: additional arguments for the policy
@@ -170,14 +171,13 @@ class TRPOExt(OnPolicyExt):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        require("target_kl", self.target_kl, 0.0 < self.target_kl < float("inf"), "positive and finite")
-        require("cg_damping", self.cg_damping, 0.0 <= self.cg_damping < float("inf"), "finite and not negative")
+        require_real("target_kl", self.target_kl, 0.0, open_below=True)
+        require_real("cg_damping", self.cg_damping, 0.0)
         shrinking = self.line_search_shrinking_factor
-        require("line_search_shrinking_factor", shrinking, 0.0 < shrinking < 1.0, "strictly between 0 and 1")
-        ratio = self.line_search_accept_ratio
-        require("line_search_accept_ratio", ratio, 0.0 <= ratio < 1.0, "in [0, 1)")
+        require_real("line_search_shrinking_factor", shrinking, 0.0, 1.0, open_below=True, open_above=True)
+        require_real("line_search_accept_ratio", self.line_search_accept_ratio, 0.0, 1.0, open_above=True)
         for name in ("cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            require_count(name, getattr(self, name))
         require_choice("fisher", self.fisher, ("auto", "gauss_newton", "hessian", "empirical"))
         require_choice("kl_reduction", self.kl_reduction, ("sum", "mean"))
 

@@ -52,11 +52,11 @@ class DenseNetwork:
         """The chain that the modules form when called in turn, or None if they are anything else.
 
         Only the plain torch classes count: a subclass, a hook or a parametrization may compute
-        something different.
+        something different; a parameter that serves two layers is left to autograd.
         """
         layers: list[DenseLayer] = []
         for module in _leaves(modules):
-            if _has_hooks(module):
+            if has_hooks(module):
                 return None
             if type(module) is nn.Linear:
                 layers.append(DenseLayer(module.weight, module.bias, None))
@@ -64,7 +64,9 @@ class DenseNetwork:
                 layers[-1] = DenseLayer(layers[-1].weight, layers[-1].bias, module)
             elif type(module) is not nn.Identity:
                 return None
-        return cls(tuple(layers)) if layers else None
+        network = cls(tuple(layers))
+        is_tied = len({id(p) for p in network.parameters()}) < len(network.parameters())
+        return network if layers and not is_tied else None
 
     def parameters(self) -> list[th.Tensor]:
         return [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
@@ -160,13 +162,13 @@ class DenseLinearization:
 
 def _leaves(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
     for module in modules:
-        if type(module) is nn.Sequential and not _has_hooks(module):
+        if type(module) is nn.Sequential and not has_hooks(module):
             yield from _leaves(module)
         else:
             yield module
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 

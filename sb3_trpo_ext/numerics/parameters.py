@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch as th
 from torch import nn
@@ -32,8 +33,14 @@ class FlatParameters:
         roots = [output.sum() for output in outputs if output.requires_grad]
         if not roots or not candidates:
             return cls([])
-        gradients = th.autograd.grad(roots, candidates, allow_unused=True, retain_graph=True)
+        gradients = th.autograd.grad(roots, candidates, allow_unused=True)
         return cls(p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None)
+
+    @classmethod
+    def reached_by_any(cls, batches: Iterable[Sequence[th.Tensor]], module: nn.Module) -> FlatParameters:
+        """The parameters that the outputs of any batch depend on, in the module's order."""
+        reached = {id(parameter) for outputs in batches for parameter in cls.reached_by(outputs, module).tensors}
+        return cls(parameter for parameter in module.parameters() if id(parameter) in reached)
 
     def __len__(self) -> int:
         """P, the number of scalars in θ."""
@@ -84,17 +91,25 @@ class FlatParameters:
         return self.flatten(th.autograd.grad(scalar, self.tensors, allow_unused=True))
 
 
-class frozen:
+@contextmanager
+def frozen(parameters: FlatParameters) -> Iterator[None]:
     """Context in which the given parameters take no gradient, so no graph is kept through them."""
-
-    def __init__(self, parameters: FlatParameters) -> None:
-        self._parameters = parameters
-
-    def __enter__(self) -> None:
-        for parameter in self._parameters.tensors:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        # FlatParameters that were found from a graph required gradients before
-        for parameter in self._parameters.tensors:
+    trained = [parameter for parameter in parameters.tensors if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def restored_on_error(parameters: FlatParameters) -> Iterator[None]:
+    """Context that an exception, an interrupt included, leaves with θ as it was on entry, bit for bit."""
+    theta = parameters.read()
+    try:
+        yield
+    except BaseException:
+        parameters.write(theta)
+        raise

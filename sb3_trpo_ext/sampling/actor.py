@@ -1,6 +1,6 @@
 """Acting in a rollout: the policy's actor called as often, and with as little around it, as possible.
 
-Three ways, chosen by what the policy is (:func:`make_actor`):
+Three ways, chosen by what the policy is (``OnPolicyExt._make_actor``):
 
 - ``"numpy"``: SB3's standard MLP actors on vectors, as plain matrix products on copies of the weights;
 - ``"torch"``: any policy, asked for its action distribution alone;
@@ -25,6 +25,9 @@ from sb3_trpo_ext.sampling.heads import head_of
 from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 
+LARGEST_USABLE = 1e18
+"""Beyond this, squares overflow single precision."""
+
 Observation = np.ndarray | dict[str, np.ndarray]
 
 
@@ -40,23 +43,28 @@ class Actor(Protocol):
     """Draws actions from the policy as it was when the actor was made."""
 
     path: str
+    knows_values: bool
+    """Whether values and log-probabilities come with the actions."""
 
     def prepare(self, n_steps: int) -> None:
         """Draw the noise of that many steps ahead, from torch's global generator."""
         ...
 
     def act(self, observation: Observation, step: int) -> Acted:
-        """Actions for observations (E, ·); entries that are not finite count as zero."""
+        """Actions for observations (E, ·); entries that are not usable count as zero."""
         ...
 
 
-def finite(observation: Observation) -> Observation:
-    """The observation itself if all of it is finite, else a copy with zeros for the entries that are not."""
+def usable(observation: Any) -> Any:
+    """The observation itself, or a copy with zeros for entries that are NaN, infinite or too huge to square."""
     if isinstance(observation, dict):
-        return {key: finite(part) for key, part in observation.items()}  # type: ignore[misc]
-    if observation.dtype.kind != "f" or np.isfinite(observation).all():
+        return {key: usable(part) for key, part in observation.items()}
+    observation = np.asarray(observation)
+    if observation.dtype.kind != "f":
         return observation
-    return np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
+    good = np.abs(observation) <= LARGEST_USABLE
+    # the cheapest way to ask whether all are
+    return observation if np.count_nonzero(good) == good.size else np.where(good, observation, 0.0).astype(observation.dtype)
 
 
 class NumpyActor:
@@ -68,6 +76,7 @@ class NumpyActor:
     """
 
     path = "numpy"
+    knows_values = False
 
     def __init__(self, actor: MlpActor, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int) -> None:
         head = head_of(actor.distribution)
@@ -85,7 +94,6 @@ class NumpyActor:
             self._layers.append((weight, bias, numpy_activation(layer.activation), out))
         n_inputs = self._layers[0][0].shape[0]
         self._inputs = np.empty((n_envs, n_inputs), dtype=self._layers[0][0].dtype)
-        self._is_finite = np.empty(self._inputs.shape, dtype=bool)
         self._std = None if actor.log_std is None else actor.log_std.detach().exp().cpu().numpy()
         self._n_envs = n_envs
         shape = action_space.shape or ()
@@ -100,10 +108,7 @@ class NumpyActor:
     def outputs(self, observation: np.ndarray) -> np.ndarray:
         """Means or logits (E, ·); overwritten by the next call."""
         x = self._inputs
-        self._encode(observation, x)
-        np.isfinite(x, out=self._is_finite)
-        if np.count_nonzero(self._is_finite) != x.size:
-            np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        self._encode(usable(observation), x)
         for weight, bias, activation, out in self._layers:
             x.dot(weight, out)
             np.add(out, bias, out)
@@ -118,19 +123,28 @@ class NumpyActor:
 
 
 class TorchActor:
-    """Any policy, asked for its distribution alone; values and log-probabilities are left for later.
+    """Any policy, asked for its distribution; values and log-probabilities are left for later unless asked for.
 
     Distributions with a head act from the same noise as :class:`NumpyActor`; others draw their own.
 
     :param distribution_of: observations (E, ·) ↦ π(·|s)
     :param policy: for its device and the shape of its actions
     :param n_envs: E
+    :param values_of: observations (E, ·) ↦ V(s), (E, 1), if values and log-probabilities are wanted at each step
     """
 
     path = "torch"
 
-    def __init__(self, distribution_of: Callable[[Any], Distribution], policy: ActorCriticPolicy, n_envs: int) -> None:
+    def __init__(
+        self,
+        distribution_of: Callable[[Any], Distribution],
+        policy: ActorCriticPolicy,
+        n_envs: int,
+        values_of: Callable[[Any], th.Tensor] | None = None,
+    ) -> None:
         self._distribution_of = distribution_of
+        self._values_of = values_of
+        self.knows_values = values_of is not None
         self._policy = policy
         self._n_envs = n_envs
         self._head = head_of(policy.action_dist)
@@ -142,18 +156,24 @@ class TorchActor:
 
     @th.no_grad()
     def act(self, observation: Observation, step: int) -> Acted:
-        distribution = self._distribution_of(obs_as_tensor(finite(observation), self._policy.device))
+        states = obs_as_tensor(usable(observation), self._policy.device)
+        distribution = self._distribution_of(states)
         if self._head is not None and type(distribution) is type(self._policy.action_dist):
             actions = self._head.act_from(distribution, self._noise[step])
         else:
             actions = distribution.get_actions().cpu().numpy()
-        return Acted(actions.reshape((-1, *self._policy.action_space.shape)))  # type: ignore[misc]
+        shaped = actions.reshape((-1, *self._policy.action_space.shape))  # type: ignore[misc]
+        if self._values_of is None:
+            return Acted(shaped)
+        log_probs = distribution.log_prob(th.as_tensor(actions, device=self._policy.device))
+        return Acted(shaped, self._values_of(states), log_probs)
 
 
 class SB3Actor:
     """``policy(obs)``, as SB3's own loop calls it: values and log-probabilities are known at each step."""
 
     path = "sb3"
+    knows_values = True
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self._policy = policy
@@ -163,7 +183,7 @@ class SB3Actor:
 
     @th.no_grad()
     def act(self, observation: Observation, step: int) -> Acted:
-        actions, values, log_probs = self._policy(obs_as_tensor(finite(observation), self._policy.device))
+        actions, values, log_probs = self._policy(obs_as_tensor(usable(observation), self._policy.device))
         return Acted(actions.cpu().numpy(), values, log_probs)
 
 

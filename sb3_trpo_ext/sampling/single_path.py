@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
-from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, finite
+from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
 from sb3_trpo_ext.sampling.buffers import compute_returns
 
 if TYPE_CHECKING:
@@ -33,20 +33,22 @@ def collect_single_path(
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
     n_rollout_steps: int,
-    actor: Actor,
+    make_actor: Callable[[], Actor],
 ) -> bool:
     """Fill the buffer with ``n_rollout_steps`` steps of each environment.
 
+    :param make_actor: called once callbacks have had their say at the start of the rollout; what they
+        change of the policy later is seen at the next rollout
     :return: False if a callback ended the rollout early
     """
-    known_at_each_step = actor.path == "sb3"
-    recorder: Recorder = (ImmediateRecorder if known_at_each_step else DeferredRecorder)(algorithm, rollout_buffer)
     to_env = _action_transform(algorithm)
     rollout_buffer.reset()
     if algorithm.use_sde:
         algorithm.policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
+    actor = make_actor()
     actor.prepare(n_rollout_steps)
+    recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(algorithm, rollout_buffer)
     scope: dict[str, Any] = {
         "self": algorithm,
         "env": env,
@@ -79,7 +81,7 @@ def collect_single_path(
         recorder.add(Transition(algorithm._last_obs, rewards, algorithm._last_episode_starts, dones, infos), acted)  # type: ignore[arg-type]
         algorithm._last_obs = new_obs  # type: ignore[assignment]
         algorithm._last_episode_starts = dones
-    recorder.finish(new_obs, dones)
+    scope.update(n_steps=n_rollout_steps, values=recorder.finish(new_obs, dones))
     callback.update_locals(scope)
     callback.on_rollout_end()
     return True
@@ -119,8 +121,8 @@ class Recorder(Protocol):
 
     def add(self, step: Transition, acted: Acted) -> None: ...
 
-    def finish(self, new_obs: Any, dones: np.ndarray) -> None:
-        """Complete a full buffer with what is still missing, returns and advantages included."""
+    def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+        """Complete a full buffer, returns and advantages included; the values of the last observations."""
         ...
 
 
@@ -136,7 +138,7 @@ class ImmediateRecorder:
         assert acted.values is not None and acted.log_probs is not None
         for index, terminal in step.truncated():
             with th.no_grad():
-                value = algorithm.predict_values(algorithm.policy.obs_to_tensor(terminal)[0])[0]
+                value = algorithm.predict_values(algorithm.policy.obs_to_tensor(usable(terminal))[0])[0]
             step.rewards[index] += algorithm.gamma * float(value)
         actions, values = acted.actions, acted.values
         if isinstance(algorithm.action_space, spaces.Discrete):
@@ -145,10 +147,8 @@ class ImmediateRecorder:
             values = th.zeros_like(values)
         self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
 
-    def finish(self, new_obs: Any, dones: np.ndarray) -> None:
-        with th.no_grad():
-            last_values = self._algorithm.predict_values(obs_as_tensor(new_obs, self._algorithm.device))
-        compute_returns(self._buffer, last_values, dones)
+    def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+        return _finish_returns(self._algorithm, self._buffer, new_obs, dones)
 
 
 class DeferredRecorder:
@@ -177,22 +177,35 @@ class DeferredRecorder:
             self._truncations += [(t, index, terminal) for index, terminal in step.truncated()]
 
     @th.no_grad()
-    def finish(self, new_obs: Any, dones: np.ndarray) -> None:
+    def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
         algorithm, buffer = self._algorithm, self._buffer
         n_states = buffer.buffer_size * buffer.n_envs
         observations = tree_map(lambda store: store.reshape(n_states, *store.shape[2:]), buffer.observations)
         actions = buffer.actions.reshape(n_states, -1).astype(np.float32, copy=False)
         for rows in chunks_of(n_states, algorithm.states_per_pass(observations)):
             # as the actor saw them
-            states = tree_map(buffer.to_torch, finite(take(observations, rows)))
+            states = tree_map(buffer.to_torch, usable(take(observations, rows)))
             buffer.values.reshape(-1)[rows] = algorithm.predict_values(states).flatten().cpu().numpy()
             taken = algorithm.as_taken(buffer.to_torch(actions[rows]))
             log_probs = algorithm.action_distribution(states).log_prob(taken)
             buffer.log_probs.reshape(-1)[rows] = log_probs.cpu().numpy()
-        if self._truncations:
-            terminals = [algorithm.policy.obs_to_tensor(terminal)[0] for _, _, terminal in self._truncations]
-            terminal_values = algorithm.predict_values(concatenate(terminals)).flatten().cpu().numpy()
-            for (t, index, _), value in zip(self._truncations, terminal_values, strict=True):
-                buffer.rewards[t, index] += algorithm.gamma * value
-        last_values = algorithm.predict_values(obs_as_tensor(new_obs, algorithm.device))
-        compute_returns(buffer, last_values, dones)
+        self._bootstrap_truncations(algorithm.states_per_pass(observations))
+        return _finish_returns(algorithm, buffer, new_obs, dones)
+
+    def _bootstrap_truncations(self, chunk_size: int) -> None:
+        """Add γV(s) to the reward of each step that a time limit stopped at s."""
+        policy, predict_values = self._algorithm.policy, self._algorithm.predict_values
+        for start in range(0, len(self._truncations), chunk_size):
+            chunk = self._truncations[start : start + chunk_size]
+            states = concatenate([policy.obs_to_tensor(usable(terminal))[0] for _, _, terminal in chunk])
+            values = predict_values(states).flatten().cpu().numpy()
+            for (t, index, _), value in zip(chunk, values, strict=True):
+                self._buffer.rewards[t, index] += self._algorithm.gamma * value
+
+
+@th.no_grad()
+def _finish_returns(algorithm: OnPolicyExt, buffer: RolloutBuffer, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+    """Returns and advantages from the values of the last observations, which are given back."""
+    last_values = algorithm.predict_values(obs_as_tensor(usable(new_obs), algorithm.device))
+    compute_returns(buffer, last_values, dones)
+    return last_values

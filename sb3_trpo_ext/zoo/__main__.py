@@ -5,6 +5,7 @@ Without ``--conf-file``, ``train --algo trpo_ext`` uses the hyperparameters that
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from sb3_trpo_ext.zoo.registration import ALGORITHMS, config_path, register
@@ -14,11 +15,13 @@ VERBS = ("train", "enjoy", "plot_train", "all_plots", "plot_from_file")
 
 def with_own_config(arguments: list[str]) -> list[str]:
     """The arguments of ``train``, with our configuration file where none is named and the algorithm is ours."""
-    algorithm = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--algo"), None)
-    named = any(a in ("-conf", "--conf-file") or a.startswith("--conf-file=") for a in arguments)
-    if algorithm not in ALGORITHMS or named:
+    parser = argparse.ArgumentParser(add_help=False)  # of rl_zoo3's options, these two, in every spelling
+    parser.add_argument("--algo")
+    parser.add_argument("-conf", "--conf-file")
+    given, _ = parser.parse_known_args(arguments)
+    if given.algo not in ALGORITHMS or given.conf_file is not None:
         return arguments
-    return [*arguments, "--conf-file", str(config_path(algorithm))]
+    return [*arguments, "--conf-file", str(config_path(given.algo))]
 
 
 def main() -> None:

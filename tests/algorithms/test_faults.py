@@ -157,19 +157,68 @@ def test_a_critic_fit_that_overflows_is_taken_back(monkeypatch, critic):
     from sb3_trpo_ext.critic import CriticProblem
 
     model = learned(critic=critic)
-    start = parameters_of(model)
+    start, damping = parameters_of(model), model.critic_damping
     monkeypatch.setattr(CriticProblem, "values", lambda self, rows: self._values_of(rows).flatten() * math.inf)
     with pytest.warns(UserWarning, match="huge value loss"):
         model.learn(64, reset_num_timesteps=False)
+    assert same(start, parameters_of(model)) and model.critic_damping == damping
+
+
+def test_a_bad_last_observation_costs_the_update_that_learns_from_it_and_no_other():
+    env = Faulty(limited(Walk()), "observations", math.nan, every=64, until=64)
+    model = TRPOExt("MlpPolicy", env, n_steps=64, seed=0, device="cpu")
+    model.learn(64)
+    assert model.outcome_counts == {"accepted": 1}
+    with pytest.warns(UserWarning, match="observations") as caught:
+        model.learn(128, reset_num_timesteps=False)
+    assert len(caught) == 1 and model.outcome_counts["faults"] == 1
+
+
+@pytest.mark.parametrize("bad", [3e38, -1e30])
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(2)], ids=["box", "discrete"])
+def test_huge_observations_reach_no_unbounded_activation(space, bad):
+    from torch import nn
+
+    env = Faulty(limited(Walk(space)), "observations", bad, every=7)
+    for arguments in ({}, {"values_at_each_step": True}):
+        model = TRPOExt(
+            "MlpPolicy", env, n_steps=32, seed=0, device="cpu", policy_kwargs=dict(activation_fn=nn.ReLU), **arguments
+        )
+        with pytest.warns(UserWarning, match="observations"):
+            model.learn(64)
+    assert all(np.isfinite(action).all() for action in env.actions)
+
+
+def test_an_interrupt_in_the_line_search_leaves_the_policy_as_it_was(monkeypatch):
+    model = learned()
+    start = parameters_of(model)
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PolicyProblem, "evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, reset_num_timesteps=False)
+    assert same(start, parameters_of(model))
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+def test_an_interrupt_in_the_critic_fit_leaves_the_critic_as_it_was(monkeypatch, critic):
+    from sb3_trpo_ext.critic import CriticProblem
+
+    model, calls = learned(critic=critic), iter(range(100))
+    start, values = parameters_of(model), CriticProblem.values
+
+    def interrupt(self, rows):
+        if next(calls) >= 3:
+            raise KeyboardInterrupt
+        return values(self, rows)
+
+    monkeypatch.setattr(CriticProblem, "values", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, reset_num_timesteps=False)
     now = parameters_of(model)
     assert all(th.equal(now[name], start[name]) for name in now if "value" in name)
-
-
-def test_huge_but_usable_rewards_do_no_lasting_harm():
-    env = Faulty(limited(Walk()), "rewards", 1e12, every=50, until=50)
-    model = TRPOExt("MlpPolicy", env, n_steps=64, seed=0, device="cpu")
-    model.learn(640)
-    assert all(th.isfinite(p).all() for p in model.policy.parameters())
 
 
 def test_the_solver_is_never_asked_about_bad_data(monkeypatch):

@@ -60,8 +60,21 @@ def test_another_number_of_environments(saved):
 def test_keyword_arguments_override_and_are_checked(saved):
     _, path = saved
     assert TRPOExt.load(path, device="cpu", target_kl=0.5).target_kl == 0.5
-    with pytest.raises(ValueError, match="target_kl must be positive and finite, got -1"):
+    with pytest.raises(ValueError, match=r"target_kl must be a number in \(0, inf\), got -1"):
         TRPOExt.load(path, device="cpu", target_kl=-1)
+
+
+def test_a_buffer_class_as_a_dotted_path_can_be_given_to_load(saved):
+    _, path = saved
+    dotted = "stable_baselines3.common.buffers.RolloutBuffer"
+    loaded = TRPOExt.load(path, env=limited(Walk()), device="cpu", rollout_buffer_class=dotted)
+    assert loaded.learn(64)
+
+
+def test_an_archive_without_some_of_our_names_is_still_ours(saved, tmp_path):
+    model, _ = saved
+    model.save(tmp_path / "part", exclude=["outcome_counts"])
+    assert TRPOExt.load(tmp_path / "part", device="cpu").kl_reduction == "sum"
 
 
 def test_get_and_set_parameters(saved):

@@ -1,6 +1,8 @@
 """TRPOExt as an SB3 algorithm: arguments, spaces, callbacks, logs, reproducibility, critics."""
 
 import inspect
+import re
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -20,6 +23,7 @@ from torch import nn
 
 from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.checks import default_of
+from sb3_trpo_ext.policy_problem import PolicyProblem
 from tests.cases import ACTION_SPACES, LearnedExtractor
 from tests.envs import Walk, limited
 
@@ -80,12 +84,20 @@ def test_the_default_trust_region_is_sb3_contribs_whichever_way_it_is_written(sp
         dict(ent_coef=-1.0),
         dict(max_grad_norm=-1.0, critic="adam", batch_size=64),
         dict(chunk_size=0),
+        dict(chunk_size=10.5),
+        dict(cg_max_steps=2.5),
+        dict(target_kl="0.01"),
+        dict(n_steps=0),
+        dict(gamma=float("nan")),
+        dict(gamma=2.0),
+        dict(gae_lambda=-1.0),
+        dict(ent_coef=float("inf")),
     ],
     ids=str,
 )
 def test_values_that_cannot_work_are_refused_by_name(arguments):
     name = next(iter(arguments))
-    with pytest.raises(ValueError, match=rf"{name} must be .*got {arguments[name]!r}"):
+    with pytest.raises(ValueError, match=rf"{name} must be .*got {re.escape(repr(arguments[name]))}"):
         make(**arguments)
 
 
@@ -204,13 +216,28 @@ def test_with_batch_norm_and_dropout_the_ratio_starts_at_one_and_the_kl_at_zero(
     assert model.report.outcome == "accepted"
 
 
+class Routed(BaseFeaturesExtractor):
+    """Sends each state through one of two layers."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.routes = nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)])
+
+    def forward(self, observations):
+        first = observations[:, :1] > 0
+        if bool(first.all()) or not bool(first.any()):
+            return self.routes[int(bool(first.all()))](observations)
+        return th.where(first, self.routes[1](observations), self.routes[0](observations))
+
+
 @pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
 @pytest.mark.parametrize("share", [True, False])
-def test_the_critic_never_moves_the_policy(critic, share):
+@pytest.mark.parametrize("extractor", [LearnedExtractor, Routed])
+def test_the_critic_never_moves_the_policy(critic, share, extractor):
     kwargs = dict(batch_size=64, learning_rate=0.1) if critic == "adam" else {}
     model = make(
         critic=critic,
-        policy_kwargs=dict(features_extractor_class=LearnedExtractor, share_features_extractor=share),
+        policy_kwargs=dict(features_extractor_class=extractor, share_features_extractor=share),
         **kwargs,
     )
     obs = th.randn(9, 3)
@@ -232,6 +259,76 @@ def test_the_critic_never_moves_the_policy(critic, share):
     model._fit_critic = checked
     model.learn(192)
     assert model.outcome_counts["accepted"] > 0
+
+
+@pytest.mark.parametrize("chunk_size", [None, 64])
+def test_batch_norm_is_refreshed_once_also_in_chunks_with_a_rest_of_one(chunk_size):
+    model = make(n_steps=65, chunk_size=chunk_size, policy_kwargs=dict(features_extractor_class=NormDropout))
+    model.learn(65)
+    assert int(model.policy.features_extractor.layers[1].num_batches_tracked) == 1
+
+
+def test_a_skipped_update_leaves_running_statistics_alone(monkeypatch):
+    model = make(policy_kwargs=dict(features_extractor_class=NormDropout))
+    model.learn(64)
+    before = [buffer.clone() for buffer in model.policy.buffers()]
+    monkeypatch.setattr(PolicyProblem, "fisher_product", lambda self: lambda v: v * float("nan"))
+    with pytest.warns(UserWarning, match="curvature"):
+        model.learn(64, reset_num_timesteps=False)
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.buffers(), strict=True))
+
+
+def test_values_of_a_subclass_are_what_the_critic_fits():
+    class Scaled(TRPOExt):
+        def predict_values(self, observations):
+            return 100.0 * super().predict_values(observations)
+
+    model = Scaled("MlpPolicy", limited(Walk()), **FAST)
+    model.learn(64)
+    samples = next(iter(model.rollout_buffer.get(None)))
+    with th.no_grad():
+        errors = samples.returns - model.predict_values(samples.observations).flatten()
+    assert float(errors.square().mean()) == pytest.approx(model.logger.name_to_value["train/value_loss"], rel=1e-4)
+
+
+class ExtraSamples(NamedTuple):
+    observations: th.Tensor
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    masks: th.Tensor
+    lstm_states: tuple
+    length: int
+
+
+class ExtraBuffer(RolloutBuffer):
+    def get(self, batch_size=None):
+        for samples in super().get(batch_size):
+            yield ExtraSamples(*samples[:6], samples.actions * 0, (th.zeros(1, 2, 3), th.zeros(1, 2, 3)), 7)
+
+
+class Seeing(TRPOExt):
+    def action_distribution(self, observations, samples=None):
+        if samples is not None:
+            assert len(samples.masks) == len(observations)
+            assert samples.lstm_states[0].shape == (1, 2, 3) and samples.length == 7
+        return super().action_distribution(observations, samples)
+
+
+def test_further_fields_of_a_buffers_samples_reach_the_distributions():
+    model = Seeing("MlpPolicy", limited(Walk()), rollout_buffer_class=ExtraBuffer, chunk_size=20, **FAST)
+    model.learn(64)
+    assert model.outcome_counts == {"accepted": 1}
+
+
+def test_another_environment():
+    model = make()
+    model.learn(64)
+    model.set_env(limited(Walk()))
+    model.learn(64)
+    assert model.outcome_counts["accepted"] == 2
 
 
 def test_without_a_critic_the_value_network_is_left_alone():
@@ -256,8 +353,9 @@ def test_chunks_do_not_change_an_update():
 @pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
 def test_vectorised_and_normalised_environments(vec_env):
     env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, vec_env_cls=vec_env, seed=0))
-    make(env=env).learn(256)
+    model = make(env=env).learn(256)
     env.close()
+    assert model.outcome_counts == {"accepted": 2} and model.actor_path == "numpy"
 
 
 def test_real_environments_train():

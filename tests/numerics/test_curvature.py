@@ -94,6 +94,11 @@ def test_anything_but_a_plain_chain_is_not_read(modules):
     assert DenseNetwork.read(modules) is None
 
 
+def test_a_layer_that_serves_twice_is_left_to_autograd():
+    layer = nn.Linear(2, 2)
+    assert DenseNetwork.read([layer, nn.Tanh(), layer]) is None
+
+
 def test_a_hook_keeps_a_layer_from_being_read():
     layer = nn.Linear(2, 2)
     assert DenseNetwork.read([layer]) is not None

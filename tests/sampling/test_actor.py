@@ -6,7 +6,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo_ext.distributions import family_of
-from sb3_trpo_ext.sampling.actor import TorchActor, finite, numpy_actor
+from sb3_trpo_ext.sampling.actor import TorchActor, numpy_actor, usable
 from sb3_trpo_ext.sampling.heads import head_of
 from tests.cases import ACTION_SPACES, CASES
 
@@ -155,14 +155,19 @@ def test_hooks_and_patched_methods_are_respected():
     handle = policy.register_forward_hook(lambda *_: None)
     assert numpy_actor(policy, 1) is None
     handle.remove()
+    for module in (policy.features_extractor, policy.mlp_extractor, policy.mlp_extractor.policy_net):
+        handle = module.register_forward_hook(lambda *_: None)
+        assert numpy_actor(policy, 1) is None
+        handle.remove()
     policy.get_distribution = lambda obs: None
     assert numpy_actor(policy, 1) is None
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, 1e300])
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_entries_that_are_not_finite_act_as_zeros(bad, n_envs):
-    policy = policy_of(spaces.Box(-1, 1, (3,)), ACTION_SPACES["box"], activation=nn.ReLU)
+def test_entries_that_are_not_usable_act_as_zeros(bad, n_envs):
+    space = spaces.Box(-1, 1, (3,), dtype=np.float64 if bad == 1e300 else np.float32)
+    policy = policy_of(space, ACTION_SPACES["box"], activation=nn.ReLU)
     fast, general = both(policy, n_envs)
     obs = batch_of(policy.observation_space, n_envs)
     zeroed = obs.copy()
@@ -170,13 +175,14 @@ def test_entries_that_are_not_finite_act_as_zeros(bad, n_envs):
     with np.errstate(all="raise"):
         np.testing.assert_array_equal(fast.outputs(obs).copy(), fast.outputs(zeroed))
     np.testing.assert_array_equal(general.act(obs, 0).actions, general.act(zeroed, 0).actions)
-    assert np.isnan(obs[0, 1]) or np.isinf(obs[0, 1])
+    assert obs[0, 1] != 0.0, "the caller's observation is left as it was"
 
 
-def test_finite_leaves_good_observations_alone():
+def test_usable_leaves_good_observations_alone():
     good = {"a": np.ones(3), "b": np.ones(2, dtype=np.uint8)}
-    assert all(finite(good)[key] is good[key] for key in good)
-    assert finite({"a": np.array([np.nan, 1.0])})["a"].tolist() == [0.0, 1.0]
+    assert all(usable(good)[key] is good[key] for key in good)
+    spoiled = np.array([np.nan, 1.0, -np.inf, 1e300])
+    assert usable({"a": spoiled})["a"].tolist() == [0.0, 1.0, 0.0, 0.0] and np.isnan(spoiled[0])
 
 
 def test_distributions_without_a_head():

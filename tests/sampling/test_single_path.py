@@ -158,6 +158,52 @@ def test_a_buffer_with_its_own_add_is_called_at_each_step():
     assert OwnAdd.calls == T
 
 
+class Forbidding(TRPOExt):
+    """Takes action 0 out of every distribution."""
+
+    def action_distribution(self, observations, samples=None):
+        distribution = super().action_distribution(observations, samples)
+        distribution.distribution = th.distributions.Categorical(
+            logits=distribution.distribution.logits.index_fill(1, th.tensor([0]), -1e8)
+        )
+        return distribution
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, dict(values_at_each_step=True), dict(rollout_buffer_class=OwnAdd)], ids=["plain", "values", "own_add"]
+)
+def test_the_one_method_is_asked_however_the_buffer_is_filled(arguments):
+    model = Forbidding("MlpPolicy", env_of(spaces.Discrete(3)), n_steps=T, device="cpu", **arguments)
+    assert model.actor_path == "torch"
+    collect(model, TRPOExt.collect_rollouts)
+    assert model.rollout_buffer.actions.min() == 1
+    with th.no_grad():
+        obs = th.as_tensor(model.rollout_buffer.observations.reshape(-1, 3))
+        taken = th.as_tensor(model.rollout_buffer.actions.reshape(-1))
+        expected = model.action_distribution(obs).log_prob(taken)
+        values = model.policy.predict_values(obs)
+    np.testing.assert_allclose(model.rollout_buffer.log_probs.reshape(-1), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.rollout_buffer.values.reshape(-1), values.flatten(), rtol=1e-5, atol=1e-6)
+    model.train()
+    assert model.outcome_counts == {"accepted": 1}
+
+
+class SetMean(BaseCallback):
+    def _on_rollout_start(self):
+        self.model.policy.log_std.data.fill_(-5.0)
+        self.model.policy.action_net.bias.data.fill_(0.5)
+
+    def _on_step(self):
+        return True
+
+
+def test_what_a_callback_changes_at_the_start_of_a_rollout_is_acted_on():
+    model = TRPOExt("MlpPolicy", env_of(), n_steps=T, device="cpu")
+    _, callback = model._setup_learn(1000, SetMean())
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, T)
+    assert abs(model.rollout_buffer.actions.mean() - 0.5) < 0.1 and model.rollout_buffer.actions.std() < 0.1
+
+
 class OwnDistribution(TRPOExt):
     asked = 0
 

@@ -73,7 +73,9 @@ def test_a_verb_that_does_not_exist_is_named(tmp_path):
 def test_our_file_is_taken_where_none_is_named():
     own = ["--conf-file", str(config_path())]
     assert with_own_config(["--algo", "trpo_ext"]) == ["--algo", "trpo_ext", *own]
-    for given in (["--algo", "ppo"], ["--algo", "trpo_ext", "-conf", "mine.yml"], ["--env", "CartPole-v1"]):
+    assert with_own_config(["--algo=trpo_ext"]) == ["--algo=trpo_ext", *own]
+    spellings = (["-conf", "mine.yml"], ["--conf", "mine.yml"], ["--conf-file=mine.yml"], ["-conf=mine.yml"])
+    for given in (["--algo", "ppo"], ["--env", "CartPole-v1"], *(["--algo", "trpo_ext", *own] for own in spellings)):
         assert with_own_config(given) == given
 
 
