@@ -34,9 +34,9 @@ ENVIRONMENTS = {
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "gauss_newton": {"critic": "gauss_newton"},
     "sb3_contrib": {"library": "sb3_contrib"},
-    "adam": {"critic": "adam"},
-    **{f"gauss_newton_{steps}": {"critic_steps": steps} for steps in (1, 2, 5)},
+    **{f"gauss_newton_{steps}": {"critic": "gauss_newton", "critic_steps": steps} for steps in (1, 2, 5)},
     **{f"thinned_{factor}": {"sub_sampling_factor": factor} for factor in (5, 10)},
     **{
         f"kl_{kl:g}_damping_{damping:g}": {"target_kl": kl, "cg_damping": damping}
@@ -47,8 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 GROUPS = {
     "defaults": ["default", "sb3_contrib"],
-    "critic": ["default", "adam"],
-    "critic_steps": ["gauss_newton_1", "gauss_newton_2", "default", "gauss_newton_5"],
+    "critic": ["default", "gauss_newton"],
+    "critic_steps": ["gauss_newton_1", "gauss_newton_2", "gauss_newton", "gauss_newton_5"],
     "thinned": ["default", "thinned_10"],
     "radius": [
         *("kl_0.01_damping_0.1", "kl_0.02_damping_0.1", "kl_0.03_damping_0.1", "kl_0.05_damping_0.1"),

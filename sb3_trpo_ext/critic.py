@@ -29,6 +29,8 @@ from sb3_trpo_ext.numerics.parameters import FlatParameters, restored_on_error
 
 Rows = slice | th.Tensor
 
+_LEAST_SCALE = 1e-3
+
 
 class FitOutcome(str, Enum):
     """What became of a critic fit."""
@@ -93,8 +95,12 @@ class CriticProblem:
 
         return float(self._average(squared_errors))
 
-    def linearize(self) -> tuple[th.Tensor, Matvec]:
-        """(1/B) Jᵀ(R − V), which is −½ ∇loss, and v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ."""
+    def linearize(self) -> tuple[th.Tensor, Matvec, th.Tensor]:
+        """(1/B) Jᵀ(R − V), which is −½ ∇loss; v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ; and the scales of φ.
+
+        The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its
+        tensor, estimated from one product with random signs (Hutchinson).
+        """
         linearization = self._average.keep_if_whole(self._linearization)
 
         def pull_back_errors(rows: slice) -> th.Tensor:
@@ -104,7 +110,16 @@ class CriticProblem:
         def curvature(v: th.Tensor) -> th.Tensor:
             return self._average(lambda rows: gauss_newton_product(linearization(rows), lambda jv: jv, v))
 
-        return self._average(pull_back_errors), curvature
+        # signs of its own, so that a fit uses no global random numbers
+        signs = th.randint(0, 2, (len(self.returns),), generator=th.Generator().manual_seed(0)).to(self.returns) * 2 - 1
+
+        def pull_back_signs(rows: slice) -> th.Tensor:
+            at = linearization(rows)
+            return at.vjp((signs[rows].view_as(at.outputs[0]),))
+
+        squares = (self._average(pull_back_signs) * len(signs) ** 0.5).square()
+        scales = th.cat([part.mean().sqrt().expand(part.numel()) for part in self.parameters.split(squares)])
+        return self._average(pull_back_errors), curvature, scales.clamp(min=_LEAST_SCALE * float(scales.max()))
 
     def _linearization(self, rows: slice) -> Linearization:
         if self._mlp is not None:
@@ -196,16 +211,22 @@ def _levenberg_marquardt_step(
     min_damping = settings.prior / len(problem.returns)
     damping = max(damping, min_damping)
     phi = problem.parameters.read()
-    descent, curvature = problem.linearize()
+    descent, curvature, scales = problem.linearize()
+    # in units in which every tensor moves V alike (Marquardt's scaling): the last layer's and the hidden
+    # layers' columns of J differ by as much as the returns are large
+    descent = descent / scales
     solution = conjugate_gradient(
-        damped(curvature, damping), descent, max_steps=settings.cg_max_steps, recompute_residual=False
+        damped(lambda v: curvature(v / scales) / scales, damping),
+        descent,
+        max_steps=settings.cg_max_steps,
+        recompute_residual=False,
     )
     if solution.status is CGStatus.NON_FINITE:
         return math.nan, damping
     step = solution.x
 
     def evaluate(fraction: float) -> float:
-        problem.parameters.write(phi + fraction * step)
+        problem.parameters.write(phi + fraction * step / scales)
         return problem.loss()
 
     def accept(fraction: float, candidate: float) -> bool:

@@ -30,10 +30,14 @@ def test_linearisation_agrees_with_the_dense_jacobian(mlp, chunk_size):
     parameters = problem.parameters
     J = th.stack([parameters.gradient(value) for value in map(lambda row: network(row).sum(), x)])
     errors = returns - network(x).flatten().detach()
-    descent, curvature = problem.linearize()
+    descent, curvature, scales = problem.linearize()
     th.testing.assert_close(descent, J.T @ errors / 20)
     th.testing.assert_close(dense(curvature, len(parameters)), J.T @ J / 20)
     assert problem.loss() == pytest.approx(float(errors.square().mean()))
+    # one draw of signs estimates each tensor's mean square: right on the whole, and one number a tensor
+    for part, scale in zip(parameters.split((J.T @ J / 20).diagonal()), parameters.split(scales), strict=True):
+        assert (scale == scale.flatten()[0]).all()
+        assert 0.2 < float(scale.flatten()[0]) / float(part.mean().sqrt()) < 4
 
 
 @pytest.mark.parametrize("mlp", [False, True])
@@ -44,7 +48,8 @@ def test_one_step_on_a_linear_model_is_ridge_regression(mlp):
     phi = problem.parameters.read()
     design = th.cat([x, th.ones(50, 1, dtype=th.float64)], dim=1)
     damping = 0.2
-    system = design.T @ design / 50 + damping * th.eye(4, dtype=th.float64)
+    scales = problem.linearize()[2]
+    system = design.T @ design / 50 + damping * th.diag(scales**2)
     expected = phi + th.linalg.solve(system, design.T @ (returns - design @ phi) / 50)
     settings = GaussNewtonSettings(steps=1, cg_max_steps=20, prior=0.0)
     report, damping_after = fit_gauss_newton(problem, damping, settings)
@@ -97,8 +102,10 @@ def test_a_solve_that_is_not_finite_ends_the_fit_and_leaves_the_damping(where):
     phi, linearize = problem.parameters.read(), problem.linearize
 
     def spoiled():
-        descent, curvature = linearize()
-        return (descent * math.nan, curvature) if where == "descent" else (descent, lambda v: curvature(v) * math.nan)
+        descent, curvature, scales = linearize()
+        if where == "descent":
+            return descent * math.nan, curvature, scales
+        return descent, lambda v: curvature(v) * math.nan, scales
 
     problem.linearize = spoiled
     report, damping = fit_gauss_newton(problem, 0.5, GaussNewtonSettings())

@@ -95,12 +95,10 @@ def test_the_buffer_holds_what_sb3s_own_loop_would_store(kind):
         name, base = "CnnPolicy", TRPOExt.policy_aliases["CnnPolicy"]
     else:
         name, base = ("MultiInputPolicy", MultiInputActorCriticPolicy) if kind == "dict" else ("MlpPolicy", ActorCriticPolicy)
-    with pytest.warns(UserWarning, match="makes no use of batch_size"):
-        ours = TRPOExt(name, env_of(**env_arguments), **arguments)
+    ours = TRPOExt(name, env_of(**env_arguments), **arguments)
     assert ours.actor_path == path
     seen = collect(ours, type(ours).collect_rollouts)
-    with pytest.warns(UserWarning, match="makes no use of batch_size"):
-        theirs = TRPOExt(replaying(base), env_of(**env_arguments), **arguments)
+    theirs = TRPOExt(replaying(base), env_of(**env_arguments), **arguments)
     assert theirs.actor_path == "sb3"
     theirs.policy.load_state_dict(ours.policy.state_dict())
     theirs.policy.actions = iter([step["actions"] for step in seen.seen])
