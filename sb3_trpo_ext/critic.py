@@ -179,7 +179,7 @@ class GaussNewtonSettings:
     steps: int = 3
     cg_max_steps: int = 10
     prior: float = 30.0
-    """Weight of the old φ, in samples: λ is at least prior / B, so that a small batch is not fitted exactly."""
+    """λ is at least prior / B: the fewer the states, the more the old φ weighs."""
     max_candidates: int = 5
     max_damping: float = 1e4
 

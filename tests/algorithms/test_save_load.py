@@ -23,7 +23,9 @@ def flat(model):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    model = TRPOExt("MlpPolicy", limited(Walk()), target_kl=0.03, cg_damping=0.2, critic_steps=2, **FAST).learn(192)
+    model = TRPOExt(
+        "MlpPolicy", limited(Walk()), critic="gauss_newton", critic_steps=2, target_kl=0.03, cg_damping=0.2, **FAST
+    ).learn(192)
     path = tmp_path_factory.mktemp("models") / "model"
     model.save(path)
     return model, path

@@ -283,7 +283,7 @@ def test_values_of_a_subclass_are_what_the_critic_fits():
         def predict_values(self, observations):
             return 100.0 * super().predict_values(observations)
 
-    model = Scaled("MlpPolicy", limited(Walk()), **FAST)
+    model = Scaled("MlpPolicy", limited(Walk()), critic="gauss_newton", **FAST)
     model.learn(64)
     samples = next(iter(model.rollout_buffer.get(None)))
     with th.no_grad():
