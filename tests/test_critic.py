@@ -68,7 +68,7 @@ def test_the_prior_is_a_floor_of_the_damping_and_holds_a_fit_back():
 
     assert fit(0.0)[1] < 1e-8
     assert fit(500.0)[1] >= 10.0 and fit(500.0, n=100)[1] >= 5.0
-    assert fit(0.0)[0].loss < fit(500.0)[0].loss < fit(5e4)[0].loss
+    assert fit(500.0)[0].loss < fit(5e4)[0].loss
 
 
 def test_the_loss_never_rises():
