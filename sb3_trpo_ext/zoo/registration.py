@@ -25,7 +25,8 @@ def sample_trpo_ext_params(
             "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 0.1, log=True),
             "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
             "cg_damping": trial.suggest_float("cg_damping", 0.001, 1.0, log=True),
-            "critic_steps": trial.suggest_int("critic_steps", 1, 5),
+            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+            "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
             "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
             "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
         }
