@@ -84,6 +84,8 @@ class DenseNetwork:
 class DenseLinearization:
     """The Jacobian of a dense network's outputs in θ, by layer-wise tangent and cotangent passes.
 
+    Tangents are valid until the next product.
+
     :param network: the chain
     :param inputs: (B, in), held fixed
     :param parameters: θ; layers that are not in it are constants
@@ -111,6 +113,8 @@ class DenseLinearization:
                 z = nn.functional.linear(activations, layer.weight, layer.bias)
             activations, slope = _activate(layer.activation, z)
             self._slopes.append(slope)
+        # written anew by every product: fresh memory at each would cost as much as the sums
+        self._work = [th.empty_like(a) for a in (*self._inputs[1:], activations)]
         self.outputs: Outputs = (activations,)
         if free is not None:
             self.outputs = (activations, free.detach().expand(len(activations), -1))
@@ -119,16 +123,17 @@ class DenseLinearization:
     def jvp(self, v: th.Tensor) -> Outputs:
         parts = self._parameters.split(v)
         tangent: th.Tensor | None = None
-        for layer, a, slope in zip(self._layers, self._inputs, self._slopes, strict=True):
+        for layer, a, slope, work in zip(self._layers, self._inputs, self._slopes, self._work, strict=True):
             d_weight, d_bias = self._part(parts, layer.weight), self._part(parts, layer.bias)
-            moved = None if tangent is None else tangent @ layer.weight.t()
+            if tangent is None:
+                work.zero_()
+            else:
+                th.mm(tangent, layer.weight.t(), out=work)
             if d_weight is not None:
-                moved = a @ d_weight.t() if moved is None else moved.addmm_(a, d_weight.t())
-            if moved is None:
-                moved = a.new_zeros(len(a), len(layer.weight))
+                work.addmm_(a, d_weight.t())
             if d_bias is not None:
-                moved += d_bias
-            tangent = moved if slope is None else moved.mul_(slope)
+                work.add_(d_bias)
+            tangent = work if slope is None else work.mul_(slope)
         assert tangent is not None
         if self._free is None:
             return (tangent,)
@@ -146,13 +151,13 @@ class DenseLinearization:
         for i in range(len(self._layers) - 1, -1, -1):
             layer, a, slope = self._layers[i], self._inputs[i], self._slopes[i]
             if slope is not None:
-                cotangent = cotangent * slope
+                cotangent = th.mul(cotangent, slope, out=self._work[i])
             if (d_weight := self._part(parts, layer.weight)) is not None:
                 th.mm(cotangent.t(), a, out=d_weight)
             if (d_bias := self._part(parts, layer.bias)) is not None:
                 th.sum(cotangent, dim=0, out=d_bias)
             if i > 0:
-                cotangent = cotangent @ layer.weight
+                cotangent = th.mm(cotangent, layer.weight, out=self._work[i - 1])
         return gradient
 
     def _part(self, parts: list[th.Tensor], parameter: th.Tensor | None) -> th.Tensor | None:
