@@ -27,7 +27,7 @@ def zoo(*arguments, cwd, expect=0):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
     arguments = ("--algo", "trpo_ext", "--env", "CartPole-v1", "--conf-file", config_path(), "-f", "logs")
-    return folder, zoo("train", *arguments, "-n", 2048, "--eval-freq", 1024, "--seed", 0, "-P", cwd=folder)
+    return folder, zoo("train", *arguments, "-n", 4096, "--eval-freq", 1024, "--seed", 0, "-P", cwd=folder)
 
 
 def test_train(trained):
