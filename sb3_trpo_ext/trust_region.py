@@ -48,6 +48,8 @@ class StepOutcome(str, Enum):
     """What became of a policy step. All but ``ACCEPTED`` leave θ as it was, bit for bit."""
 
     ACCEPTED = "accepted"
+    UNDONE = "undone"
+    """Accepted, then taken back with the whole update, because the critic fit met NaN or infinity."""
     NO_IMPROVEMENT = "no_improvement"
     """No fraction of the step improved L enough within the bound."""
     ZERO_GRADIENT = "zero_gradient"
@@ -100,6 +102,13 @@ class TrustRegionReport:
     cg_residual: float = math.nan
     gradient_norm: float = math.nan
     step_norm: float = 0.0
+
+    def undone(self) -> TrustRegionReport:
+        """What is to be said once an accepted step has been taken back; other reports stay as they are."""
+        if self.outcome is not StepOutcome.ACCEPTED:
+            return self
+        objective = self.objective - self.improvement
+        return replace(self, outcome=StepOutcome.UNDONE, objective=objective, kl=0.0, fraction=0.0, step_norm=0.0)
 
 
 @dataclass(frozen=True)

@@ -275,18 +275,20 @@ class OnPolicyExt(OnPolicyAlgorithm):
         with self._timed("policy"):
             problem = self._policy_problem(samples)
             theta_old = problem.parameters.read()
-            self.report = self._update_policy(problem)
-        self.logger.record("train/entropy", problem.entropy)
-        self._count(self.report.outcome.value)
-        record_policy_step(self.logger, self.report)
-        fault = FAULTY_QUANTITY.get(self.report.outcome)
+            report = self._update_policy(problem)
+        fault = FAULTY_QUANTITY.get(report.outcome)
         if fault is None and self.critic != "none":
             with self._timed("critic"):
                 fit = self._fit_critic(samples, problem.parameters)
             self.logger.record("train/value_loss", fit.loss)
             if fit.outcome is FitOutcome.NON_FINITE:
                 problem.parameters.write(theta_old)
+                report = report.undone()
                 fault = "value loss"
+        self.report = report
+        self._count(report.outcome.value)
+        record_policy_step(self.logger, report)
+        self.logger.record("train/entropy", problem.entropy)
         if fault is not None:
             for buffer, kept in zip(self.policy.buffers(), statistics, strict=True):
                 buffer.copy_(kept)

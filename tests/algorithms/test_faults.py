@@ -162,6 +162,8 @@ def test_a_critic_fit_that_overflows_is_taken_back(monkeypatch, critic):
     with pytest.warns(UserWarning, match="huge value loss"):
         model.learn(64, reset_num_timesteps=False)
     assert same(start, parameters_of(model)) and model.critic_damping == damping
+    assert model.report.outcome == "undone" and model.report.kl == model.report.step_norm == 0.0
+    assert model.outcome_counts["undone"] == model.outcome_counts["faults"] == 1
 
 
 def test_a_bad_last_observation_costs_the_update_that_learns_from_it_and_no_other():
