@@ -11,7 +11,7 @@ PACKAGE = Path(sb3_trpo_ext.__file__).parent
 FLOORS = [
     r"numerics\..*",
     r"checks|distributions|observations|objectives|standard_policies",
-    r"trust_region|policy_problem|critic|sampling\..*",
+    r"trust_region|policy_problem|critic|critic\..*|sampling\..*",
     r"algorithms\..*",
     r"zoo\..*|plots|zoo",
 ]

@@ -6,6 +6,7 @@ from torch import nn
 
 from sb3_trpo_ext.critic import AdamSettings, CriticProblem, FitOutcome, GaussNewtonSettings, fit_adam, fit_gauss_newton
 from sb3_trpo_ext.numerics.dense import DenseNetwork
+from sb3_trpo_ext.numerics.flat_optimizer import FlatOptimizer
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from tests.cases import dense
 
@@ -121,15 +122,28 @@ def adam_of(network, **kwargs):
     return th.optim.Adam(network.parameters(), lr=1e-2, **kwargs)
 
 
+OPTIMIZERS = {
+    "adam": adam_of,
+    "amsgrad": lambda network: adam_of(network, amsgrad=True, weight_decay=0.1, eps=1e-5),
+    "adamw": lambda network: th.optim.AdamW(network.parameters(), lr=1e-2, fused=True),
+    "rmsprop": lambda network: th.optim.RMSprop(network.parameters(), lr=1e-3, momentum=0.9, centered=True),
+    "sgd": lambda network: th.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True),
+    "adagrad": lambda network: th.optim.Adagrad(network.parameters(), lr=1e-2),  # not among the flat ones
+}
+
+
+@pytest.mark.parametrize("optimizer_of", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("mlp", [False, True])
-def test_adam_does_what_a_plain_loop_does(mlp):
+def test_adam_does_what_a_plain_loop_does(mlp, optimizer_of):
     (network, x, returns), (other, _, _) = network_and_data(), network_and_data()
     settings = AdamSettings(n_critic_updates=3, batch_size=10)
+    own, optimizer, losses = optimizer_of(network), optimizer_of(other), []
     th.manual_seed(7)
-    report = fit_adam(problem_of(network, x, returns, mlp), adam_of(network), settings)
+    fit_adam(problem_of(network, x, returns, mlp), own, settings)
+    # a second fit goes on from the state that the first has left
+    report = fit_adam(problem_of(network, x, returns, mlp), own, settings)
     th.manual_seed(7)
-    optimizer, losses = adam_of(other), []
-    for _ in range(3):
+    for _ in range(6):
         permutation = th.randperm(64)
         for start in range(0, 64, 10):
             rows = permutation[start : start + 10]
@@ -139,7 +153,29 @@ def test_adam_does_what_a_plain_loop_does(mlp):
             optimizer.step()
             losses.append(loss.item())
     th.testing.assert_close(FlatParameters(network.parameters()).read(), FlatParameters(other.parameters()).read())
-    assert report.loss == pytest.approx(sum(losses) / len(losses))
+    th.testing.assert_close(own.state_dict()["state"], optimizer.state_dict()["state"])
+    assert report.loss == pytest.approx(sum(losses[21:]) / 21)
+
+
+def test_what_the_flat_optimizer_leaves_alone():
+    network, _, _ = network_and_data()
+    parameters = FlatParameters(network.parameters())
+    assert FlatOptimizer.of(adam_of(network), parameters) is not None
+    assert FlatOptimizer.of(th.optim.Adagrad(network.parameters()), parameters) is None
+    two_groups = th.optim.Adam([{"params": network[0].parameters()}, {"params": network[2].parameters(), "lr": 1.0}])
+    assert FlatOptimizer.of(two_groups, parameters) is None
+    hooked = adam_of(network)
+    hooked.register_step_post_hook(lambda *_: None)
+    assert FlatOptimizer.of(hooked, parameters) is None
+    scheduled = adam_of(network)
+    scheduled.step = scheduled.step
+    assert FlatOptimizer.of(scheduled, parameters) is None
+    uneven = adam_of(network)
+    network[2](th.randn(1, 8, dtype=th.float64)).sum().backward()
+    uneven.step()
+    assert FlatOptimizer.of(uneven, parameters) is None
+    assert FlatOptimizer.of(uneven, FlatParameters(network[2].parameters())) is not None
+    assert FlatOptimizer.of(adam_of(network), FlatParameters([])) is None
 
 
 def test_adam_clips_the_gradient_when_asked():

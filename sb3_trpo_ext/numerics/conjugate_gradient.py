@@ -122,14 +122,14 @@ def _recursion(
         if pAp <= 0.0:
             return x, r, CGStatus.NON_POSITIVE_CURVATURE, step
         alpha = rr / pAp
-        directions[step % len(directions)] = r / math.sqrt(rr)
+        th.div(r, math.sqrt(rr), out=directions[step % len(directions)])
         known = directions[: step + 1]
-        x_next, r_next = x + alpha * p, r - alpha * Ap
-        r_next = r_next - (known @ r_next) @ known
+        x_next, r_next = th.add(x, p, alpha=alpha), th.sub(r, Ap, alpha=alpha)
+        r_next -= (known @ r_next) @ known
         rr_next = float(r_next @ r_next)
         if not (math.isfinite(rr_next) and math.isfinite(alpha)):
             return x, r, CGStatus.NON_FINITE, step
-        p = r_next + (rr_next / rr) * p
+        p = th.add(r_next, p, alpha=rr_next / rr)
         x, r, rr = x_next, r_next, rr_next
         if math.sqrt(rr) <= tolerance:
             return x, r, CGStatus.CONVERGED, step + 1

@@ -119,4 +119,4 @@ def hessian_product(scalar: th.Tensor, parameters: FlatParameters) -> Matvec:
 
 def damped(matvec: Matvec, damping: float) -> Matvec:
     """v ↦ (F + λI)v."""
-    return lambda v: matvec(v) + damping * v
+    return lambda v: th.add(matvec(v), v, alpha=damping)

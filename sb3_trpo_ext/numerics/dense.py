@@ -84,7 +84,7 @@ class DenseNetwork:
 class DenseLinearization:
     """The Jacobian of a dense network's outputs in θ, by layer-wise tangent and cotangent passes.
 
-    Tangents are valid until the next product.
+    Tangents are valid until the next product, outputs until the next move.
 
     :param network: the chain
     :param inputs: (B, in), held fixed
@@ -102,67 +102,94 @@ class DenseLinearization:
     ) -> None:
         self._parameters = parameters
         self._layers = network.layers
+        self._weights = [layer.weight.detach() for layer in self._layers]
+        self._transposed = [weight.t() for weight in self._weights]
         self._free = free
-        self._slot = {id(parameter): i for i, parameter in enumerate(parameters.tensors)}
-        self._inputs: list[th.Tensor] = []  # a₀ … of each layer
-        self._slopes: list[th.Tensor | None] = []  # σ′(z) of each layer, None for the identity
-        activations = inputs.detach()
-        for layer in self._layers:
-            self._inputs.append(activations)
-            with th.no_grad():
-                z = nn.functional.linear(activations, layer.weight, layer.bias)
-            activations, slope = _activate(layer.activation, z)
-            self._slopes.append(slope)
-        # written anew by every product: fresh memory at each would cost as much as the sums
-        self._work = [th.empty_like(a) for a in (*self._inputs[1:], activations)]
-        self.outputs: Outputs = (activations,)
-        if free is not None:
-            self.outputs = (activations, free.detach().expand(len(activations), -1))
+        slots = {id(parameter): i for i, parameter in enumerate(parameters.tensors)}
+        self._slots = [(slots.get(id(layer.weight)), slots.get(id(layer.bias))) for layer in self._layers]
+        self._free_slot = slots.get(id(free))
+        # written anew by every product and move: fresh memory at each would cost as much as the sums
+        sizes = [len(layer.weight) for layer in self._layers]
+        self._activations, self._slopes, self._work = (
+            [inputs.new_empty(len(inputs), size) for size in sizes] for _ in range(3)
+        )
+        self._one = inputs.new_ones(())
+        self.move(inputs)
+
+    @th.no_grad()
+    def move(self, inputs: th.Tensor) -> None:
+        """Linearise anew, at these inputs (B, in) and the present θ. Earlier outputs are overwritten."""
+        assert len(inputs) == len(self._work[0])
+        self._inputs = [inputs.detach(), *self._activations[:-1]]
+        for i, layer in enumerate(self._layers):
+            out = self._activations[i]
+            if layer.bias is None:
+                th.mm(self._inputs[i], self._transposed[i], out=out)
+            else:
+                th.addmm(layer.bias, self._inputs[i], self._transposed[i], out=out)
+            self._activate(layer.activation, out, self._slopes[i])
+        self.outputs: Outputs = (self._activations[-1],)
+        if self._free is not None:
+            self.outputs = (self._activations[-1], self._free.detach().expand(len(inputs), -1))
+
+    def _activate(self, activation: nn.Module | None, z: th.Tensor, slope: th.Tensor) -> None:
+        """Overwrite z by σ(z) and ``slope`` by σ′(z)."""
+        if activation is None:
+            return
+        if type(activation) is nn.Tanh:
+            th.addcmul(self._one, z.tanh_(), z, value=-1, out=slope)
+            return
+        with th.enable_grad():
+            free = z.clone().requires_grad_()
+            # a copy, because activations may work in place
+            a = activation(free.clone())
+            (gradient,) = th.autograd.grad(a.sum(), free)
+        z.copy_(a.detach())
+        slope.copy_(gradient)
 
     @th.no_grad()
     def jvp(self, v: th.Tensor) -> Outputs:
         parts = self._parameters.split(v)
         tangent: th.Tensor | None = None
-        for layer, a, slope, work in zip(self._layers, self._inputs, self._slopes, self._work, strict=True):
-            d_weight, d_bias = self._part(parts, layer.weight), self._part(parts, layer.bias)
+        for i, layer in enumerate(self._layers):
+            weight_slot, bias_slot = self._slots[i]
+            work = self._work[i]
             if tangent is None:
                 work.zero_()
             else:
-                th.mm(tangent, layer.weight.t(), out=work)
-            if d_weight is not None:
-                work.addmm_(a, d_weight.t())
-            if d_bias is not None:
-                work.add_(d_bias)
-            tangent = work if slope is None else work.mul_(slope)
+                th.mm(tangent, self._transposed[i], out=work)
+            if weight_slot is not None:
+                work.addmm_(self._inputs[i], parts[weight_slot].t())
+            if bias_slot is not None:
+                work.add_(parts[bias_slot])
+            tangent = work if layer.activation is None else work.mul_(self._slopes[i])
         assert tangent is not None
         if self._free is None:
             return (tangent,)
-        d_free = self._part(parts, self._free)
-        free = th.zeros_like(self._free) if d_free is None else d_free
+        free = th.zeros_like(self._free) if self._free_slot is None else parts[self._free_slot]
         return tangent, free.expand(len(tangent), -1)
 
-    @th.no_grad()
     def vjp(self, u: Outputs) -> th.Tensor:
         gradient = u[0].new_zeros(len(self._parameters))
-        parts = self._parameters.split(gradient)
-        if self._free is not None and (d_free := self._part(parts, self._free)) is not None:
-            th.sum(u[1], dim=0, out=d_free)
-        cotangent = u[0]
-        for i in range(len(self._layers) - 1, -1, -1):
-            layer, a, slope = self._layers[i], self._inputs[i], self._slopes[i]
-            if slope is not None:
-                cotangent = th.mul(cotangent, slope, out=self._work[i])
-            if (d_weight := self._part(parts, layer.weight)) is not None:
-                th.mm(cotangent.t(), a, out=d_weight)
-            if (d_bias := self._part(parts, layer.bias)) is not None:
-                th.sum(cotangent, dim=0, out=d_bias)
-            if i > 0:
-                cotangent = th.mm(cotangent, layer.weight, out=self._work[i - 1])
+        self.write_vjp(u, self._parameters.split(gradient))
         return gradient
 
-    def _part(self, parts: list[th.Tensor], parameter: th.Tensor | None) -> th.Tensor | None:
-        slot = self._slot.get(id(parameter))
-        return None if slot is None else parts[slot]
+    @th.no_grad()
+    def write_vjp(self, u: Outputs, parts: list[th.Tensor]) -> None:
+        """Write Jᵀu into tensors in the shapes of the parameters; what θ has beside the network is left alone."""
+        if self._free_slot is not None:
+            th.sum(u[1], dim=0, out=parts[self._free_slot])
+        cotangent = u[0]
+        for i in range(len(self._layers) - 1, -1, -1):
+            weight_slot, bias_slot = self._slots[i]
+            if self._layers[i].activation is not None:
+                cotangent = th.mul(cotangent, self._slopes[i], out=self._work[i])
+            if weight_slot is not None:
+                th.mm(cotangent.t(), self._inputs[i], out=parts[weight_slot])
+            if bias_slot is not None:
+                th.sum(cotangent, dim=0, out=parts[bias_slot])
+            if i > 0:
+                cotangent = th.mm(cotangent, self._weights[i], out=self._work[i - 1])
 
 
 def _leaves(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
@@ -175,18 +202,3 @@ def _leaves(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
 
 def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-
-
-def _activate(activation: nn.Module | None, z: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-    """σ(z) and σ′(z), both without a graph."""
-    if activation is None:
-        return z, None
-    if type(activation) is nn.Tanh:
-        a = th.tanh(z)
-        return a, 1.0 - a * a
-    with th.enable_grad():
-        z = z.requires_grad_()
-        # a copy, because activations may work in place
-        a = activation(z.clone())
-        (slope,) = th.autograd.grad(a.sum(), z)
-    return a.detach(), slope

@@ -21,6 +21,7 @@ class FlatParameters:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.tensors: list[nn.Parameter] = list(dict.fromkeys(parameters))
         self.sizes = [parameter.numel() for parameter in self.tensors]
+        self._length = sum(self.sizes)
 
     @classmethod
     def reached_by(cls, outputs: Sequence[th.Tensor], module: nn.Module) -> FlatParameters:
@@ -44,7 +45,7 @@ class FlatParameters:
 
     def __len__(self) -> int:
         """P, the number of scalars in θ."""
-        return sum(self.sizes)
+        return self._length
 
     def __contains__(self, parameter: object) -> bool:
         return any(parameter is own for own in self.tensors)
@@ -71,9 +72,9 @@ class FlatParameters:
 
         :raises ValueError: if the vector has another shape
         """
-        if vector.shape != (len(self),):
+        if vector.shape != (self._length,):
             raise ValueError(f"expected a vector of shape ({len(self)},), got {tuple(vector.shape)}")
-        parts = vector.split(self.sizes) if self.sizes else ()
+        parts = th.split_with_sizes(vector, self.sizes) if self.sizes else ()
         return [part.view_as(parameter) for part, parameter in zip(parts, self.tensors, strict=True)]
 
     def flatten(self, tensors: Iterable[th.Tensor | None]) -> th.Tensor:

@@ -1,5 +1,6 @@
 """NaN, infinite and huge numbers, injected one by one: nothing is damaged and training goes on."""
 
+import copy
 import math
 import warnings
 
@@ -8,9 +9,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 
 from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext.critic import CriticProblem
 from sb3_trpo_ext.numerics import conjugate_gradient as cg
+from sb3_trpo_ext.numerics.flat_optimizer import FlatOptimizer
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from tests.envs import Faulty, Walk, limited
 
@@ -66,8 +70,9 @@ def test_every_way_of_acting_survives_bad_observations(policy, bad):
         assert all(np.isfinite(action).all() for action in env.actions)
 
 
-def learned(critic="gauss_newton"):
-    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, seed=0, device="cpu", critic=critic, **BATCH[critic])
+def learned(critic="gauss_newton", **kwargs):
+    kwargs = {**BATCH[critic], **kwargs}
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, seed=0, device="cpu", critic=critic, **kwargs)
     model.learn(128)
     return model
 
@@ -154,11 +159,15 @@ def test_constant_advantages_are_an_outcome(monkeypatch):
 
 @pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
 def test_a_critic_fit_that_overflows_is_taken_back(monkeypatch, critic):
-    from sb3_trpo_ext.critic import CriticProblem
-
     model = learned(critic=critic)
-    start, damping = parameters_of(model), model.critic_damping
-    monkeypatch.setattr(CriticProblem, "values", lambda self, rows: self._values_of(rows).flatten() * math.inf)
+    start, damping, problem_of = parameters_of(model), model.critic_damping, model._critic_problem
+
+    def overflowing(*args):
+        problem = problem_of(*args)
+        problem.returns = problem.returns * math.inf
+        return problem
+
+    monkeypatch.setattr(model, "_critic_problem", overflowing)
     with pytest.warns(UserWarning, match="huge value loss"):
         model.learn(64, reset_num_timesteps=False)
     assert same(start, parameters_of(model)) and model.critic_damping == damping
@@ -179,8 +188,6 @@ def test_a_bad_last_observation_costs_the_update_that_learns_from_it_and_no_othe
 @pytest.mark.parametrize("bad", [3e38, -1e30])
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(2)], ids=["box", "discrete"])
 def test_huge_observations_reach_no_unbounded_activation(space, bad):
-    from torch import nn
-
     env = Faulty(limited(Walk(space)), "observations", bad, every=7)
     for arguments in ({}, {"values_at_each_step": True}):
         model = TRPOExt(
@@ -204,23 +211,30 @@ def test_an_interrupt_in_the_line_search_leaves_the_policy_as_it_was(monkeypatch
     assert same(start, parameters_of(model))
 
 
-@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
-def test_an_interrupt_in_the_critic_fit_leaves_the_critic_as_it_was(monkeypatch, critic):
-    from sb3_trpo_ext.critic import CriticProblem
+@pytest.mark.parametrize(
+    "critic,interrupted,activation",
+    [
+        ("adam", (FlatOptimizer, "step"), nn.Tanh),
+        ("adam", (CriticProblem, "values"), nn.PReLU),  # not a dense network: by autograd
+        ("gauss_newton", (CriticProblem, "values"), nn.Tanh),
+    ],
+)
+def test_an_interrupt_in_the_critic_fit_leaves_the_critic_as_it_was(monkeypatch, critic, interrupted, activation):
+    model, calls = learned(critic=critic, policy_kwargs=dict(activation_fn=activation)), iter(range(100))
+    start, moments = parameters_of(model), copy.deepcopy(model.policy.optimizer.state_dict()["state"])
+    method = getattr(*interrupted)
 
-    model, calls = learned(critic=critic), iter(range(100))
-    start, values = parameters_of(model), CriticProblem.values
-
-    def interrupt(self, rows):
+    def interrupt(self, *args):
         if next(calls) >= 3:
             raise KeyboardInterrupt
-        return values(self, rows)
+        return method(self, *args)
 
-    monkeypatch.setattr(CriticProblem, "values", interrupt)
+    monkeypatch.setattr(*interrupted, interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.learn(64, reset_num_timesteps=False)
     now = parameters_of(model)
     assert all(th.equal(now[name], start[name]) for name in now if "value" in name)
+    th.testing.assert_close(model.policy.optimizer.state_dict()["state"], moments, rtol=0, atol=0)
 
 
 def test_the_solver_is_never_asked_about_bad_data(monkeypatch):

@@ -1,0 +1,88 @@
+"""Second-order fits of V on the whole batch: Levenberg-Marquardt steps, solved by conjugate gradient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch as th
+
+from sb3_trpo_ext.critic.problem import CriticProblem, CriticReport, FitOutcome
+from sb3_trpo_ext.numerics.conjugate_gradient import CGStatus, conjugate_gradient
+from sb3_trpo_ext.numerics.curvature import damped
+from sb3_trpo_ext.numerics.line_search import backtracking_line_search
+from sb3_trpo_ext.numerics.parameters import restored_on_error
+
+
+@dataclass(frozen=True)
+class GaussNewtonSettings:
+    """Second-order fits on the whole batch."""
+
+    steps: int = 3
+    cg_max_steps: int = 10
+    prior: float = 30.0
+    """λ is at least prior / B: the fewer the states, the more the old φ weighs."""
+    max_candidates: int = 5
+    max_damping: float = 1e4
+
+
+def fit_gauss_newton(problem: CriticProblem, damping: float, settings: GaussNewtonSettings) -> tuple[CriticReport, float]:
+    """Fit V by Levenberg-Marquardt steps: (JᵀJ/B + λI) d = Jᵀ(R − V)/B, solved by conjugate gradient.
+
+    A step is halved until the loss falls; λ shrinks where the quadratic model predicted the
+    decrease well and grows where it did not (Nocedal & Wright 2006, ch. 4 and 10; Martens 2010).
+
+    :param damping: λ to start from
+    :return: what the fit did, and the λ to go on from
+    """
+    phi, loss_start = problem.parameters.read(), problem.loss()
+    loss, adapted = loss_start, damping
+    with restored_on_error(problem.parameters):
+        for _ in range(settings.steps):
+            loss, adapted = _levenberg_marquardt_step(problem, loss, adapted, settings)
+    if not (math.isfinite(loss) and bool(th.isfinite(problem.parameters.read()).all())):
+        problem.parameters.write(phi)
+        return CriticReport(FitOutcome.NON_FINITE, loss_start), damping
+    return CriticReport(FitOutcome.FITTED, loss), adapted
+
+
+def _levenberg_marquardt_step(
+    problem: CriticProblem, loss: float, damping: float, settings: GaussNewtonSettings
+) -> tuple[float, float]:
+    """One step from a given loss; the loss and the λ that it leaves, the loss NaN if the solve was not finite."""
+    min_damping = settings.prior / len(problem.returns)
+    damping = max(damping, min_damping)
+    phi = problem.parameters.read()
+    descent, curvature, scales = problem.linearize()
+    # in units in which every tensor moves V alike (Marquardt's scaling): the last layer's and the hidden
+    # layers' columns of J differ by as much as the returns are large
+    descent = descent / scales
+    solution = conjugate_gradient(
+        damped(lambda v: curvature(v / scales) / scales, damping),
+        descent,
+        max_steps=settings.cg_max_steps,
+        recompute_residual=False,
+    )
+    if solution.status is CGStatus.NON_FINITE:
+        return math.nan, damping
+    step = solution.x
+
+    def evaluate(fraction: float) -> float:
+        problem.parameters.write(phi + fraction * step / scales)
+        return problem.loss()
+
+    def accept(fraction: float, candidate: float) -> bool:
+        return candidate < loss
+
+    search = backtracking_line_search(evaluate, accept, shrinking_factor=0.5, max_iter=settings.max_candidates)
+    if not search.accepted:
+        problem.parameters.write(phi)
+        return loss, min(2.0 * damping, settings.max_damping)
+    # the model's decrease for the full step: dᵀ(JᵀJ/B + λI)d is dᵀ Jᵀ(R − V)/B, as CG started from zero
+    predicted = float(step.double() @ descent.double()) + damping * float(step.double() @ step.double())
+    quality = (loss - search.value) / predicted if search.backtracks == 0 and predicted > 0.0 else 0.0
+    if quality > 0.75:
+        damping = max(0.5 * damping, min_damping)
+    elif quality < 0.25:
+        damping = min(2.0 * damping, settings.max_damping)
+    return search.value, damping

@@ -1,0 +1,142 @@
+"""First-order fits of V: minibatch descent with the policy's own optimizer, Adam in most cases."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_trpo_ext.critic.problem import CriticProblem, CriticReport, FitOutcome
+from sb3_trpo_ext.numerics.dense import DenseLinearization
+from sb3_trpo_ext.numerics.flat_optimizer import FlatOptimizer
+from sb3_trpo_ext.numerics.parameters import restored_on_error
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Minibatch fits with the policy's own optimizer; names as in sb3_contrib.TRPO."""
+
+    n_critic_updates: int
+    batch_size: int
+    max_grad_norm: float = 0.0
+    """Clip the gradient's norm at this; 0 for no clipping."""
+
+
+def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: AdamSettings) -> CriticReport:
+    """Fit V by ``n_critic_updates`` passes of minibatch descent on the mean squared error.
+
+    The other parameters of the optimizer are not touched.
+
+    :param optimizer: holds φ among its parameters; its state is restored too if the fit fails
+    """
+    phi, state = problem.parameters.read(), copy.deepcopy(optimizer.state_dict())
+    descent = _descent(problem, optimizer, settings)
+    losses: list[th.Tensor] = []
+    with restored_on_error(problem.parameters), _restored_on_error(optimizer, state):
+        for _ in range(settings.n_critic_updates):
+            permutation = th.randperm(len(problem.returns)).to(problem.returns.device)
+            losses += descent.epoch(permutation)
+        descent.finish()
+    mean_loss = float(th.stack(losses).mean())
+    if not (math.isfinite(mean_loss) and bool(th.isfinite(problem.parameters.read()).all())):
+        problem.parameters.write(phi)
+        optimizer.load_state_dict(state)
+        return CriticReport(FitOutcome.NON_FINITE)
+    return CriticReport(FitOutcome.FITTED, mean_loss)
+
+
+class _Descent(Protocol):
+    """One pass after the other over the batch."""
+
+    def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
+        """Step on each minibatch of this order; the losses before the steps."""
+        ...
+
+    def finish(self) -> None:
+        """Called after the last pass."""
+        ...
+
+
+def _descent(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: AdamSettings) -> _Descent:
+    """Layer by layer where V is a dense network and the optimizer treats every number alike, else by autograd."""
+    flat = None if problem.mlp is None else FlatOptimizer.of(optimizer, problem.parameters)
+    return _AutogradDescent(problem, optimizer, settings) if flat is None else _DenseDescent(problem, flat, settings)
+
+
+class _AutogradDescent:
+    def __init__(self, problem: CriticProblem, optimizer: th.optim.Optimizer, settings: AdamSettings) -> None:
+        self._problem, self._optimizer, self._settings = problem, optimizer, settings
+
+    def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
+        return [self._step(rows) for rows in permutation.split(self._settings.batch_size)]
+
+    def _step(self, rows: th.Tensor) -> th.Tensor:
+        # parameters without a gradient are passed over by torch's optimizers
+        self._optimizer.zero_grad()
+        loss = F.mse_loss(self._problem.values(rows), self._problem.returns[rows])
+        loss.backward()
+        _clip(self._problem.parameters.tensors, self._settings.max_grad_norm)
+        self._optimizer.step()
+        return loss.detach()
+
+    def finish(self) -> None:
+        pass
+
+
+class _DenseDescent:
+    """The same steps without a graph and on one flat vector: small networks are all bookkeeping otherwise."""
+
+    def __init__(self, problem: CriticProblem, optimizer: FlatOptimizer, settings: AdamSettings) -> None:
+        assert problem.mlp is not None
+        self._network, self._inputs = problem.mlp
+        self._problem, self._optimizer, self._settings = problem, optimizer, settings
+        self._linearizations: dict[int, DenseLinearization] = {}  # by the size of the minibatch
+
+    def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
+        size = self._settings.batch_size
+        inputs, returns = self._inputs[permutation], self._problem.returns[permutation].unsqueeze(1)
+        return [self._step(*batch) for batch in zip(inputs.split(size), returns.split(size), strict=True)]
+
+    @th.no_grad()
+    def _step(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
+        at = self._linearize(inputs)
+        error = at.outputs[0] - returns
+        # the gradient of the mean of the squared errors
+        at.write_vjp((error * (2.0 / len(error)),), self._optimizer.gradient)
+        _clip([self._optimizer.theta], self._settings.max_grad_norm)
+        self._optimizer.step()
+        return error.square_().mean()
+
+    def _linearize(self, inputs: th.Tensor) -> DenseLinearization:
+        known = self._linearizations.get(len(inputs))
+        if known is None:
+            known = DenseLinearization(self._network, inputs, self._problem.parameters)
+            self._linearizations[len(inputs)] = known
+        else:
+            known.move(inputs)
+        return known
+
+    def finish(self) -> None:
+        self._optimizer.write_back()
+
+
+def _clip(parameters: list[nn.Parameter], max_grad_norm: float) -> None:
+    if max_grad_norm > 0.0:
+        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+
+
+@contextmanager
+def _restored_on_error(optimizer: th.optim.Optimizer, state: dict) -> Iterator[None]:
+    """Context that an exception, an interrupt included, leaves with the optimizer in this state."""
+    try:
+        yield
+    except BaseException:
+        optimizer.load_state_dict(state)
+        raise

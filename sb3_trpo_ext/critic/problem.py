@@ -1,0 +1,121 @@
+"""What a critic fit minimises: the squared error of V on one batch, its values and its linearisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch as th
+
+from sb3_trpo_ext.numerics.averages import StateAverage
+from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
+from sb3_trpo_ext.numerics.curvature import (
+    AutogradLinearization,
+    Linearization,
+    gauss_newton_product,
+)
+from sb3_trpo_ext.numerics.dense import DenseLinearization, DenseNetwork
+from sb3_trpo_ext.numerics.parameters import FlatParameters
+
+Rows = slice | th.Tensor
+
+_LEAST_SCALE = 1e-3
+
+
+class FitOutcome(str, Enum):
+    """What became of a critic fit."""
+
+    FITTED = "fitted"
+    NO_PARAMETERS = "no_parameters"
+    """Every parameter of V is also the policy's: there is nothing that a fit may move."""
+    NON_FINITE = "non_finite"
+    """The fit met NaN or infinity and was taken back."""
+
+
+@dataclass(frozen=True)
+class CriticReport:
+    """What one critic fit did.
+
+    :param outcome: by name
+    :param loss: mean squared error; averaged over minibatches for Adam, after the fit for Gauss-Newton
+    """
+
+    outcome: FitOutcome
+    loss: float = math.nan
+
+
+class CriticProblem:
+    """Mean squared error of V(s) against returns on B states, in the parameters that are V's alone.
+
+    :param values_of: rows ↦ V(s), (rows,) or (rows, 1), rows being a slice or an index tensor
+    :param returns: targets R, (B,)
+    :param parameters: φ, the parameters that the fit may move
+    :param chunk_size: states in one pass
+    :param mlp: V as a dense network on fixed inputs (B, in), if that is what it is
+    """
+
+    def __init__(
+        self,
+        values_of: Callable[[Rows], th.Tensor],
+        returns: th.Tensor,
+        parameters: FlatParameters,
+        *,
+        chunk_size: int = 2**14,
+        mlp: tuple[DenseNetwork, th.Tensor] | None = None,
+    ) -> None:
+        self.returns = returns
+        self.parameters = parameters
+        self._values_of = values_of
+        self.mlp = mlp
+        self._average = StateAverage(len(returns), chunk_size)
+
+    def values(self, rows: Rows) -> th.Tensor:
+        """V(s) of these states, (rows,), with a graph if autograd is on."""
+        if self.mlp is not None:
+            network, inputs = self.mlp
+            return network(inputs[rows]).flatten()
+        return self._values_of(rows).flatten()
+
+    @th.no_grad()
+    def loss(self) -> float:
+        """Mean squared error over all states."""
+
+        def squared_errors(rows: slice) -> th.Tensor:
+            return (self.returns[rows] - self.values(rows)).double().square().sum()
+
+        return float(self._average(squared_errors))
+
+    def linearize(self) -> tuple[th.Tensor, Matvec, th.Tensor]:
+        """(1/B) Jᵀ(R − V), which is −½ ∇loss; v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ; and the scales of φ.
+
+        The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its
+        tensor, estimated from one product with random signs (Hutchinson).
+        """
+        linearization = self._average.keep_if_whole(self._linearization)
+
+        def pull_back_errors(rows: slice) -> th.Tensor:
+            at = linearization(rows)
+            return at.vjp((self.returns[rows].view_as(at.outputs[0]) - at.outputs[0],))
+
+        def curvature(v: th.Tensor) -> th.Tensor:
+            return self._average(lambda rows: gauss_newton_product(linearization(rows), lambda jv: jv, v))
+
+        # signs of its own, so that a fit uses no global random numbers
+        signs = th.randint(0, 2, (len(self.returns),), generator=th.Generator().manual_seed(0)).to(self.returns) * 2 - 1
+
+        def pull_back_signs(rows: slice) -> th.Tensor:
+            at = linearization(rows)
+            return at.vjp((signs[rows].view_as(at.outputs[0]),))
+
+        squares = (self._average(pull_back_signs) * len(signs) ** 0.5).square()
+        scales = th.cat([part.mean().sqrt().expand(part.numel()) for part in self.parameters.split(squares)])
+        return self._average(pull_back_errors), curvature, scales.clamp(min=_LEAST_SCALE * float(scales.max()))
+
+    def _linearization(self, rows: slice) -> Linearization:
+        if self.mlp is not None:
+            network, inputs = self.mlp
+            return DenseLinearization(network, inputs[rows], self.parameters)
+        with th.enable_grad():
+            return AutogradLinearization([self.values(rows)], self.parameters)
