@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch as th
@@ -36,8 +37,7 @@ class FlatOptimizer:
         self._parts = parameters.split(self.theta.detach())
         self.gradient = parameters.split(self.theta.grad)
         """``theta.grad`` in the shapes of the parameters."""
-        self._flat = type(optimizer)([self.theta], lr=0.0)  # type: ignore[call-arg]
-        self._flat.param_groups[0].update({k: v for k, v in optimizer.param_groups[0].items() if k != "params"})
+        self._flat = _twin(optimizer, self.theta)
         states = [optimizer.state.get(parameter, {}) for parameter in parameters.tensors]
         if states[0]:
             self._flat.state[self.theta] = {
@@ -73,6 +73,18 @@ class FlatOptimizer:
             self._original.state[parameter] = {
                 name: _copy(parts[name][i] if name in parts else value) for name, value in state.items()
             }
+
+
+def _twin(optimizer: th.optim.Optimizer, theta: nn.Parameter) -> th.optim.Optimizer:
+    """An optimizer of the same class and settings; on a CPU in one kernel where the settings leave that open."""
+    settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    if theta.device.type == "cpu" and settings.get("fused", False) is None and settings.get("foreach") is None:
+        with suppress(RuntimeError):  # a torch that has no such kernel
+            type(optimizer)([theta], lr=0.0, fused=True)  # type: ignore[call-arg]
+            settings["fused"] = True
+    twin = type(optimizer)([theta], lr=0.0)  # type: ignore[call-arg]
+    twin.param_groups[0].update(settings)
+    return twin
 
 
 def _is_elementwise(name: str, value: Any) -> bool:
