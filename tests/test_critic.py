@@ -176,6 +176,7 @@ def test_what_the_flat_optimizer_leaves_alone():
     assert FlatOptimizer.of(uneven, parameters) is None
     assert FlatOptimizer.of(uneven, FlatParameters(network[2].parameters())) is not None
     assert FlatOptimizer.of(adam_of(network), FlatParameters([])) is None
+    assert FlatOptimizer.of(adam_of(network[0]), parameters) is None
 
 
 def test_adam_clips_the_gradient_when_asked():

@@ -49,9 +49,11 @@ class FlatOptimizer:
     def of(cls, optimizer: th.optim.Optimizer, parameters: FlatParameters) -> FlatOptimizer | None:
         """The flat twin, or None where it might take other steps: classes that are not elementwise or are
         not torch's own, several parameter groups, hooks, or parameters with different histories."""
+        held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
         is_plain = (
             type(optimizer) in ELEMENTWISE_OPTIMIZERS
             and len(optimizer.param_groups) == 1
+            and all(id(parameter) in held for parameter in parameters.tensors)
             and "step" not in vars(optimizer)
             and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
             and len({(parameter.device, parameter.dtype) for parameter in parameters.tensors}) == 1
