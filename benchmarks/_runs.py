@@ -1,0 +1,263 @@
+"""One learning run: its settings, its training, its evaluations, and the CSV file that is left of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import rl_zoo3
+import yaml
+from _measure import versions
+from sb3_contrib import TRPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext.zoo import config_path
+
+MUJOCO = {name: 1_000_000 for name in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5")}
+"""Timesteps of training, here and below the Zoo's."""
+CLASSIC = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 100_000,
+    "Pendulum-v1": 100_000,
+    "MountainCarContinuous-v0": 50_000,
+    "LunarLander-v3": 200_000,
+}
+BUDGETS = {**MUJOCO, **CLASSIC}
+
+RANDOM = "random"
+ALGORITHMS = {
+    "trpo_ext_zoo": TRPOExt,
+    "sb3_contrib_zoo": TRPO,
+    "trpo_ext_default": TRPOExt,
+    "sb3_contrib_default": TRPO,
+    "trpo_ext_default_norm": TRPOExt,
+    "sb3_contrib_default_norm": TRPO,
+}
+"""By name: the Zoo file's settings, the default arguments, the default arguments with normalised observations."""
+
+EVALUATIONS = 20
+EPISODES, FINAL_EPISODES, RANDOM_EPISODES = 10, 20, 100
+EVALUATION_ENVS = 10
+EVALUATION_SEED = 10_000
+
+
+# -- settings --------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """What a run is made of.
+
+    :param arguments: of the algorithm's constructor
+    :param n_envs: of training
+    :param normalize: arguments of ``VecNormalize``, None for none
+    """
+
+    arguments: dict[str, Any]
+    n_envs: int = 1
+    normalize: dict[str, Any] | None = None
+
+
+def setting_of(algorithm: str, env_id: str, zoo_file: Path | None = None) -> Setting:
+    """The setting of an algorithm's name on an environment.
+
+    :param zoo_file: in place of ``zoo_configs/trpo_ext.yml``
+    """
+    if algorithm == "trpo_ext_zoo":
+        return zoo_setting(zoo_file or config_path(), env_id)
+    if algorithm == "sb3_contrib_zoo":
+        return zoo_setting(Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml", env_id)
+    normalize = {"norm_obs": True, "norm_reward": False} if algorithm.endswith("_norm") else None
+    return Setting({"policy": "MlpPolicy"}, normalize=normalize)
+
+
+def zoo_setting(path: Path, env_id: str) -> Setting:
+    """An environment's entry of a Zoo file, read as rl_zoo3 reads it; v4 entries serve v5.
+
+    :raises KeyError: where there is neither
+    """
+    entries = yaml.safe_load(path.read_text())
+    entry = entries[env_id if env_id in entries else env_id.replace("-v5", "-v4")]
+    entry.pop("n_timesteps", None)
+    n_envs, normalize = entry.pop("n_envs", 1), entry.pop("normalize", False)
+    if not normalize:
+        return Setting(entry, n_envs)
+    given = normalize if isinstance(normalize, dict) else {}
+    gamma = {"gamma": entry["gamma"]} if "gamma" in entry else {}
+    return Setting(entry, n_envs, {**given, **gamma})
+
+
+# -- evaluation ------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Wall and process time of training, stopped while evaluating."""
+
+    def __init__(self) -> None:
+        self._elapsed = np.zeros(2)
+        self._started: np.ndarray | None = None
+
+    @staticmethod
+    def _now() -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time()])
+
+    def start(self) -> None:
+        self._started = self._now()
+
+    def stop(self) -> tuple[float, float]:
+        """Both times so far, in seconds."""
+        assert self._started is not None, "the clock is not running"
+        self._elapsed += self._now() - self._started
+        self._started = None
+        return float(self._elapsed[0]), float(self._elapsed[1])
+
+
+def evaluation_env(env_id: str, normalize: dict[str, Any] | None) -> VecEnv:
+    """Environments of their own, with statistics that only ever come from training."""
+    env = make_vec_env(env_id, n_envs=EVALUATION_ENVS)
+    return env if normalize is None else VecNormalize(env, **{**normalize, "norm_reward": False}, training=False)
+
+
+class Evaluation(BaseCallback):
+    """Deterministic returns of the policy, ``EVALUATIONS`` times at even distances, off the clock.
+
+    The policy is evaluated after updates, before the next rollout, on the same episodes' seeds each time.
+    """
+
+    def __init__(self, env: VecEnv, n_timesteps: int, seed: int) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.rows: list[dict[str, float]] = []
+        self._env, self._seed = env, EVALUATION_SEED + seed
+        self._due = np.linspace(0, n_timesteps, EVALUATIONS + 1)[:-1].tolist()
+
+    def _on_training_start(self) -> None:
+        self.clock.start()
+
+    def _on_rollout_start(self) -> None:
+        if self._due and self.num_timesteps >= self._due[0]:
+            self.evaluate(EPISODES)
+            while self._due and self.num_timesteps >= self._due[0]:
+                del self._due[0]
+            self.clock.start()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def evaluate(self, episodes: int) -> None:
+        """Stop the clock, and add a row."""
+        wall, cpu = self.clock.stop()
+        if isinstance(self._env, VecNormalize):
+            sync_envs_normalization(self.training_env, self._env)
+        self._env.seed(self._seed)
+        returns = returns_of(self.model, self._env, episodes)
+        self.rows.append({"timesteps": self.num_timesteps, "wall_seconds": wall, "cpu_seconds": cpu, **returns})
+
+
+def returns_of(model: Any, env: VecEnv, episodes: int) -> dict[str, float]:
+    """Undiscounted, unnormalised returns of deterministic episodes: mean, standard deviation, number."""
+    returns, _ = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True)
+    return {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "episodes": episodes}
+
+
+# -- a run -----------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """One file: what was run, and its evaluations; the last is that of the final policy.
+
+    :param about: algorithm, env, seed, arguments, versions and the like
+    :param rows: timesteps, wall_seconds and cpu_seconds of training, mean, std, episodes
+    """
+
+    about: dict[str, Any]
+    rows: pd.DataFrame
+
+    @property
+    def final(self) -> float:
+        """Mean return of the final policy."""
+        return float(self.rows["mean"].iloc[-1])
+
+
+def learn(algorithm: str, env_id: str, seed: int, n_timesteps: int, setting: Setting) -> Run:
+    """Train, with evaluations on the way and at the end."""
+    env = make_vec_env(env_id, n_envs=setting.n_envs, seed=seed)
+    if setting.normalize is not None:
+        env = VecNormalize(env, **setting.normalize)
+    model: BaseAlgorithm = ALGORITHMS[algorithm](env=env, seed=seed, device="cpu", **setting.arguments)
+    evaluation = Evaluation(evaluation_env(env_id, setting.normalize), n_timesteps, seed)
+    model.learn(n_timesteps, callback=evaluation)
+    evaluation.evaluate(FINAL_EPISODES)
+    about = {"outcomes": getattr(model, "outcome_counts", None), "setting": setting._asdict()}
+    return Run(about, pd.DataFrame(evaluation.rows))
+
+
+def act_at_random(env_id: str, seed: int) -> Run:
+    """Returns of uniformly random actions, from which scores are normalised."""
+    env = evaluation_env(env_id, None)
+    env.seed(EVALUATION_SEED + seed)
+    env.action_space.seed(seed)
+    returns = returns_of(_Random(env), env, RANDOM_EPISODES)
+    return Run({}, pd.DataFrame([{"timesteps": 0, "wall_seconds": 0.0, "cpu_seconds": 0.0, **returns}]))
+
+
+class _Random:
+    """A policy as ``evaluate_policy`` takes it."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env = env
+
+    def predict(self, observation: np.ndarray, state: Any = None, **_: Any) -> tuple[np.ndarray, Any]:
+        return np.array([self._env.action_space.sample() for _ in range(len(observation))]), state
+
+
+def one(algorithm: str, env_id: str, seed: int, n_timesteps: int, zoo_file: Path | None = None) -> Run:
+    """A run, with what it was run with."""
+    about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": n_timesteps}
+    if algorithm == RANDOM:
+        run = act_at_random(env_id, seed)
+    else:
+        run = learn(algorithm, env_id, seed, n_timesteps, setting_of(algorithm, env_id, zoo_file))
+    return Run({**about, **run.about, "sources": sources(), "versions": versions()}, run.rows)
+
+
+def sources() -> str | None:
+    """The git tree of the library that was run, which outlives rewritten commits; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD:sb3_trpo_ext"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+def path_of(folder: Path, algorithm: str, env_id: str, seed: int) -> Path:
+    return folder / algorithm / env_id / f"{seed}.csv"
+
+
+def write(run: Run, path: Path) -> None:
+    """A line of JSON behind "# ", then the rows; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(f"# {json.dumps(run.about)}\n{run.rows.round(3).to_csv(index=False, lineterminator=chr(10))}")
+    unfinished.replace(path)
+
+
+def read(path: Path) -> Run:
+    about, _, rows = path.read_text().partition("\n")
+    return Run(json.loads(about.removeprefix("# ")), pd.read_csv(io.StringIO(rows)))
+
+
+def read_all(folder: Path) -> list[Run]:
+    """Every run below a folder."""
+    return [read(path) for path in sorted(folder.glob("*/*/*.csv"))]
