@@ -153,15 +153,20 @@ class Comparison:
 # -- printing and writing --------------------------------------------------------------------------------
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A markdown table, the first column to the left and the others to the right."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The first column to the left and the others to the right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    print(f"\n{title}\n")
+    lines = []
     for row in [cells[0], rule, *cells[1:]]:
         padded = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print("| " + " | ".join(padded) + " |", flush=True)
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines)
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    print(f"\n{title}\n\n{markdown_table(header, rows)}", flush=True)
 
 
 def print_comparisons(title: str, comparisons: Sequence[Comparison], measured: str = OURS) -> None:

@@ -1,0 +1,99 @@
+"""Learning curves and performance profiles, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from _measure import new_figure, save_figure
+from _scores import Statistic, interval, performance_profile
+from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    from _learning_report import Curves, Pair, Results
+
+LEVELS = np.linspace(0.0, 4.0, 81)
+COLORS = {
+    "trpo_ext_zoo": "tab:blue",
+    "sb3_contrib_zoo": "tab:orange",
+    "trpo_ext_default": "tab:cyan",
+    "sb3_contrib_default": "tab:red",
+    "trpo_ext_default_norm": "tab:green",
+    "sb3_contrib_default_norm": "tab:brown",
+}
+
+
+def mean_with_interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over runs and the 95% interval of its bootstrap, (points,) each, of (runs, points)."""
+    rows = np.random.default_rng(0).integers(0, len(returns), (2000, len(returns)))
+    low, high = np.percentile(returns[rows].mean(axis=1), [2.5, 97.5], axis=0)
+    return returns.mean(axis=0), low, high
+
+
+def draw_curve(ax: Axes, x: np.ndarray, curves: Curves, name: str) -> None:
+    mean, low, high = mean_with_interval(curves.returns)
+    ax.plot(x, mean, color=COLORS[name], label=f"{name} ({len(curves.returns)})", lw=1.5)
+    ax.fill_between(x, low, high, color=COLORS[name], alpha=0.2, lw=0)
+
+
+def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str], folder: Path, name: str) -> None:
+    """Return against steps above, against seconds of CPU below; one column for each environment that was run."""
+    names = [algorithm for pair in pairs for algorithm in (pair.reference, pair.ours)]
+    shown = [env_id for env_id in env_ids if any(results.seeds(algorithm, env_id) for algorithm in names)]
+    if not shown:
+        return
+    drawing, axes = new_figure(4.2 * len(shown), 7.0, 2, len(shown))
+    for column, env_id in enumerate(shown):
+        for algorithm in names:
+            if results.seeds(algorithm, env_id):
+                curves = results.curves(algorithm, env_id)
+                draw_curve(axes[0, column], curves.timesteps, curves, algorithm)
+                draw_curve(axes[1, column], curves.seconds["cpu"].mean(axis=0), curves, algorithm)
+        axes[0, column].set(title=env_id, xlabel="timesteps")
+        axes[1, column].set(xlabel="seconds of training, CPU, one thread")
+        for ax in axes[:, column]:
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize="small", loc="lower right")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("return, mean over seeds with 95% interval")
+    save_figure(drawing, folder, name)
+
+
+def on_itself(statistic: Statistic, reference: np.ndarray) -> np.ndarray | float:
+    """A statistic of scores against a reference, of the reference's own scores."""
+    return statistic(reference, reference)
+
+
+def draw_profile(ax: Axes, name: str, profile_of: Statistic, *samples: np.ndarray) -> None:
+    profile = interval(profile_of, *samples, repeats=500)
+    ax.plot(LEVELS, profile.estimate, color=COLORS[name], label=name)
+    ax.fill_between(LEVELS, profile.low, profile.high, color=COLORS[name], alpha=0.2, lw=0)
+
+
+def draw_profiles(
+    results: Results, pairs: Sequence[Pair], groups: Mapping[str, Sequence[str]], folder: Path, name: str
+) -> None:
+    """Share of runs above a normalised score, for every pair and group with runs."""
+    shown = [
+        (pair, group, env_ids)
+        for group in groups
+        for pair in pairs
+        if (env_ids := results.environments(pair, groups[group]))
+        and min(len(results.seeds(side, *env_ids)) for side in (pair.ours, pair.reference)) > 1
+    ]
+    if not shown:
+        return
+    drawing, axes = new_figure(5.0 * len(shown), 4.0, 1, len(shown))
+    for ax, (pair, group, env_ids) in zip(axes[0], shown, strict=True):
+        reference, random = results.finals(pair.reference, env_ids), results.random(env_ids)
+        profile_of = partial(performance_profile, random=random, levels=LEVELS)
+        draw_profile(ax, pair.reference, partial(on_itself, profile_of), reference)
+        draw_profile(ax, pair.ours, profile_of, results.finals(pair.ours, env_ids), reference)
+        ax.set(title=f"{group}: {', '.join(env_ids)}" if len(env_ids) < 3 else group, xlabel="normalised score")
+        ax.set_ylabel("share of runs above it")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    save_figure(drawing, folder, name)

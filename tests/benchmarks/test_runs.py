@@ -1,0 +1,131 @@
+"""A learning run: evaluation leaves training alone, files keep what was run, settings are the Zoo's."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rl_zoo3
+import torch as th
+import yaml
+from _runs import (
+    BUDGETS,
+    FINAL_EPISODES,
+    RANDOM,
+    Clock,
+    Evaluation,
+    Setting,
+    evaluation_env,
+    learn,
+    one,
+    path_of,
+    read,
+    read_all,
+    setting_of,
+    write,
+)
+from sb3_contrib import TRPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trpo_ext import TRPOExt
+
+ZOO = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
+SMALL = Setting({"policy": "MlpPolicy", "n_steps": 64}, 2, {"gamma": 0.9})
+
+
+@pytest.mark.parametrize("algorithm", [TRPOExt, TRPO])
+def test_evaluation_leaves_training_alone(algorithm):
+    parameters, states = [], []
+    for evaluated in (True, False):
+        env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=3), gamma=0.9)
+        model = algorithm("MlpPolicy", env, n_steps=64, seed=3, device="cpu")
+        evaluation = Evaluation(evaluation_env("Pendulum-v1", {"gamma": 0.9}), 512, 3) if evaluated else None
+        model.learn(512, callback=evaluation)
+        parameters.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+        states.append(th.get_rng_state())
+    # the same up to rounding, which the alignment of memory changes
+    th.testing.assert_close(*parameters, rtol=0.0, atol=1e-5)
+    assert th.equal(*states)
+
+
+def test_the_evaluation_environment_takes_its_statistics_from_training():
+    env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
+    evaluation = Evaluation(evaluation_env("Pendulum-v1", {}), 256, 0)
+    TRPOExt("MlpPolicy", env, n_steps=128, device="cpu").learn(256, callback=evaluation)
+    evaluation.evaluate(1)
+    np.testing.assert_array_equal(evaluation._env.obs_rms.mean, env.obs_rms.mean)
+    assert evaluation._env.obs_rms.count == env.obs_rms.count
+    # returns are the environment's own: below zero and not scaled
+    assert -2000.0 < evaluation.rows[-1]["mean"] < -100.0
+
+
+def test_a_run_has_its_evaluations_at_their_steps():
+    run = learn("trpo_ext_zoo", "CartPole-v1", 0, 2560, SMALL)
+    assert run.rows["timesteps"].tolist() == [128 * n for n in range(21)]
+    assert (np.diff(run.rows["wall_seconds"]) > 0.0).all() and (np.diff(run.rows["cpu_seconds"]) >= 0.0).all()
+    assert run.rows["episodes"].tolist() == [10] * 20 + [FINAL_EPISODES]
+    assert sum(run.about["outcomes"].values()) == 20
+
+
+def test_the_clock_stands_still_between_stop_and_start(monkeypatch):
+    now = [np.array([0.0, 0.0])]
+    monkeypatch.setattr(Clock, "_now", staticmethod(lambda: now[0]))
+    clock = Clock()
+    clock.start()
+    now[0] = np.array([2.0, 1.0])
+    assert clock.stop() == (2.0, 1.0)
+    now[0] = np.array([50.0, 40.0])
+    clock.start()
+    now[0] = np.array([51.0, 40.5])
+    assert clock.stop() == (3.0, 1.5)
+
+
+def test_a_file_keeps_the_run(tmp_path):
+    run = one(RANDOM, "CartPole-v1", 0, 100)
+    path = path_of(tmp_path, RANDOM, "CartPole-v1", 0)
+    write(run, path)
+    back = read(path)
+    assert back.about == run.about and back.about["versions"]["stable_baselines3"]
+    assert back.final == pytest.approx(run.final, abs=1e-3) and 15.0 < back.final < 30.0
+    assert [read.about for read in read_all(tmp_path)] == [run.about]
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_settings_of_the_zoo():
+    setting = setting_of("sb3_contrib_zoo", "Swimmer-v5")
+    entry = yaml.safe_load(ZOO.read_text())["Swimmer-v4"]
+    assert setting.n_envs == entry["n_envs"] and setting.normalize == {"gamma": 0.9999}
+    assert setting.arguments == {k: v for k, v in entry.items() if k not in ("n_envs", "n_timesteps", "normalize")}
+    assert setting_of("sb3_contrib_zoo", "CartPole-v1").normalize is None
+    assert setting_of("trpo_ext_default", "Hopper-v5") == Setting({"policy": "MlpPolicy"})
+    assert setting_of("trpo_ext_default_norm", "Hopper-v5").normalize == {"norm_obs": True, "norm_reward": False}
+
+
+@pytest.mark.parametrize("env_id", BUDGETS)
+def test_budgets_are_the_zoos(env_id):
+    entries = yaml.safe_load(ZOO.read_text())
+    assert BUDGETS[env_id] == entries.get(env_id, entries.get(env_id.replace("-v5", "-v4")))["n_timesteps"]
+
+
+def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    from sb3_trpo_ext.zoo import config_path, register
+
+    register()
+    monkeypatch.setattr(sys, "argv", ["train"])
+    manager = ExperimentManager(
+        *(type("Arguments", (), {})(), "trpo_ext", "HalfCheetah-v5", str(tmp_path)),
+        config=str(config_path()),
+        eval_freq=-1,
+        device="cpu",
+        seed=0,
+    )
+    theirs, _ = manager.setup_experiment()
+    setting = setting_of("trpo_ext_zoo", "HalfCheetah-v5")
+    ours = TRPOExt(env=make_vec_env("HalfCheetah-v5", n_envs=setting.n_envs), device="cpu", **setting.arguments)
+    for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "target_kl", "critic", "critic_steps", "policy_kwargs"):
+        assert getattr(theirs, name) == getattr(ours, name), name
+    normalize = theirs.get_vec_normalize_env()
+    assert normalize.gamma == setting.normalize["gamma"] and normalize.norm_obs and normalize.norm_reward
