@@ -1,7 +1,8 @@
 """Trust-region policy optimisation for Stable-Baselines3."""
 
 from sb3_trpo_ext.algorithms.trpo import TRPOExt
+from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper, register_snapshot_adapter
 
 __version__ = "0.1.0"
 
-__all__ = ["TRPOExt", "__version__"]
+__all__ = ["SnapshotWrapper", "TRPOExt", "__version__", "register_snapshot_adapter"]

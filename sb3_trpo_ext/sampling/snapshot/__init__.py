@@ -1,0 +1,18 @@
+"""Snapshots: simulators that return to a state exactly, and branches that leave no trace."""
+
+from sb3_trpo_ext.sampling.snapshot.adapters import SnapshotAdapter, register_snapshot_adapter
+from sb3_trpo_ext.sampling.snapshot.errors import BranchError, ReplayError, SnapshotError, WorkerDiedError
+from sb3_trpo_ext.sampling.snapshot.vec_env import VecSimulator, VecSnapshot
+from sb3_trpo_ext.sampling.snapshot.wrapper import SnapshotWrapper
+
+__all__ = [
+    "BranchError",
+    "ReplayError",
+    "SnapshotAdapter",
+    "SnapshotError",
+    "SnapshotWrapper",
+    "VecSimulator",
+    "VecSnapshot",
+    "WorkerDiedError",
+    "register_snapshot_adapter",
+]

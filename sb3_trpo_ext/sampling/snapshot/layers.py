@@ -1,0 +1,120 @@
+"""What of a wrapper or an environment is state: its plain attributes and its random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import RecordVideo
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
+from sb3_trpo_ext.sampling.snapshot.generators import GENERATORS
+from sb3_trpo_ext.sampling.snapshot.plain import CODE
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# what an object was made from and what it is drawn with; neither is part of where a simulation stands
+_NEVER_STATE = _names(
+    "env spec _cached_spec metadata _metadata render_mode _saved_kwargs _ezpickle_args _ezpickle_kwargs "
+    "screen clock isopen surf viewer window window_surface canvas mujoco_renderer"
+)
+_DRAWN_WITH = _names("pygame OpenGL glfw pyglet matplotlib moviepy")
+
+# attributes that belong to the instance of a layer, not to the state of the simulation: files and records of
+# episodes, which `records` below looks after; tables that never change
+_OF_THE_INSTANCE: dict[type, frozenset[str]] = {
+    Monitor: _names("results_writer episode_returns episode_lengths episode_times total_steps t_start"),
+}
+_TABLES = {"gymnasium.envs.toy_text": _names("P")}
+
+_PLAIN = (bool, int, float, str, bytes, type(None), np.ndarray, np.generic)
+
+
+def is_constant(value: Any) -> bool:
+    """Code, descriptions and handles, which are the same whatever the state."""
+    if isinstance(value, (*CODE, spaces.Space, EnvSpec)) or type(value).__module__.split(".")[0] in _DRAWN_WITH:
+        return True
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return False
+    return len(value) > 0 and all(is_constant(item) for item in value)
+
+
+class Layer:
+    """One layer of a wrapper chain.
+
+    :param handles: attributes that an adapter looks after
+    """
+
+    def __init__(self, layer: gym.Env, handles: frozenset[str] = frozenset()) -> None:
+        self.env = layer
+        self.name = type(layer).__qualname__
+        if any(vars(cls).get("__slots__") for cls in type(layer).__mro__):
+            raise SnapshotError(f"layer {self.name} keeps attributes in __slots__, which snapshots cannot carry")
+        if isinstance(layer, RecordVideo):
+            raise SnapshotError("layer RecordVideo would film branches: wrap the evaluation environment with it instead")
+        self.excluded = _NEVER_STATE | handles | frozenset(getattr(layer, "snapshot_constants", ()))
+        for cls in type(layer).__mro__:
+            self.excluded |= _OF_THE_INSTANCE.get(cls, frozenset())
+            for module, names in _TABLES.items():
+                self.excluded |= names if cls.__module__.startswith(module) else frozenset()
+
+    def split(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Its plain attributes, and its generators."""
+        attributes, generators = {}, {}
+        for name, value in vars(self.env).items():
+            if name in self.excluded:
+                continue
+            if isinstance(value, _PLAIN):
+                attributes[name] = value
+            elif isinstance(value, GENERATORS):
+                generators[name] = value
+            elif not is_constant(value):
+                attributes[name] = value
+        return attributes, generators
+
+    def put(self, attributes: dict[str, Any]) -> None:
+        """Set the attributes, and remove those that came later than the snapshot."""
+        own = vars(self.env)
+        for name in own.keys() - attributes.keys() - self.excluded:
+            if not isinstance(own[name], GENERATORS) and not is_constant(own[name]):
+                del own[name]
+        own.update(attributes)
+
+    def spaces(self) -> Iterator[tuple[Hashable, spaces.Space]]:
+        """The spaces it holds, and those inside them: environments may sample from them."""
+        for name, value in vars(self.env).items():
+            if isinstance(value, spaces.Space):
+                yield from _with_inner(name, value)
+
+
+def _with_inner(key: Hashable, space: spaces.Space) -> Iterator[tuple[Hashable, spaces.Space]]:
+    yield key, space
+    inner = getattr(space, "spaces", None)
+    for name, child in inner.items() if isinstance(inner, dict) else enumerate(inner or ()):
+        yield from _with_inner((key, name), child)
+
+
+class MonitorRecords:
+    """Makes a ``Monitor`` forget what it saw since now, and keep quiet meanwhile."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._writer, self._total_steps = monitor.results_writer, monitor.total_steps
+        self._episodes = len(monitor.episode_returns)
+        monitor.results_writer = None
+
+    def undo(self) -> None:
+        monitor = self._monitor
+        monitor.results_writer, monitor.total_steps = self._writer, self._total_steps
+        for record in (monitor.episode_returns, monitor.episode_lengths, monitor.episode_times):
+            del record[self._episodes :]

@@ -1,0 +1,130 @@
+"""A wrapper that makes an environment return to states it has been in, exactly."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_trpo_ext.sampling.snapshot.chain import Chain
+from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
+from sb3_trpo_ext.sampling.snapshot.layers import MonitorRecords
+
+BRANCH_ERROR = "branch_error"  # key of infos: what a simulator raised in a branch
+
+
+class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
+    """Takes snapshots of an environment and returns to them: the outermost wrapper.
+
+    The same actions after :meth:`restore` give the same observations, rewards, flags and infos, bit for bit,
+    also in another instance of the same environment and in another process. Use :func:`check_snapshot` to
+    see it of your own environment.
+
+    :param env: any chain of wrappers over plain Python, MuJoCo, ALE or Box2D; or over an environment with
+        ``snapshot_state()`` and ``restore_state(state)``, or with a registered adapter
+    :raises SnapshotError: naming the layer and what to do, if something in the chain cannot be carried
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self._chain = Chain(env)
+        self._last_observation: Any = None
+        self._reset_info: dict[str, Any] | None = None
+        self._trunk: _Trunk | None = None
+        self._parked = False
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Also of derived classes: whoever asks wants to know what is outermost."""
+        return SnapshotWrapper.__name__
+
+    @property
+    def snapshot_signature(self) -> str:
+        """Environments of equal signature exchange snapshots."""
+        return self._chain.signature
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self._trunk is not None:  # a VecEnv resets whatever is done; the next restore is what counts
+            return self._last_observation, self._reset_info or {}
+        self._last_observation, self._reset_info = self.env.reset(seed=seed, options=options)
+        return self._last_observation, self._reset_info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        if self._trunk is not None:
+            return self._step_branch(action)
+        result = self.env.step(action)
+        self._last_observation = result[0]
+        return result
+
+    def snapshot(self) -> bytes:
+        """Where the simulation stands, with its random generators and the last observation.
+
+        :raises SnapshotError: before the first reset, or if something in the chain cannot be carried
+        """
+        if self._reset_info is None and self._last_observation is None:
+            raise SnapshotError("there is no state to save before the first reset()")
+        return self._chain.save(self._last_observation)
+
+    def restore(self, snapshot: bytes, seed: int | None = None) -> Any:
+        """Return to a snapshot, of this or another instance.
+
+        :param seed: if given, every random generator of the chain is seeded afresh from it
+        :return: the observation that was the last at the snapshot
+        :raises SnapshotError: if the snapshot is of an environment with another signature
+        """
+        self._last_observation = self._chain.restore(snapshot, seed)
+        self._parked = False
+        return self._last_observation
+
+    def begin_branches(self) -> None:
+        """From here on until :meth:`end_branches` nothing is recorded, and nothing lasts.
+
+        :meth:`reset` does nothing, and an environment that is done, or was not yet restored, stands still.
+        """
+        if self._trunk is None:
+            self._trunk = _Trunk(self)
+            self._parked = True
+
+    def end_branches(self) -> None:
+        """Go on where :meth:`begin_branches` was called, as if nothing had happened since."""
+        if self._trunk is not None:
+            self._trunk.restore(self)
+            self._trunk, self._parked = None, False
+
+    def park(self) -> None:
+        """In branches: stand still until the next :meth:`restore`."""
+        self._parked = True
+
+    def _step_branch(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        if self._parked:
+            return self._last_observation, 0.0, False, False, {}
+        try:
+            result = self.env.step(action)
+        except Exception as error:  # in a worker process it would take the trunk down with it
+            self._parked = True
+            return self._last_observation, 0.0, False, True, {BRANCH_ERROR: f"{type(error).__name__}: {error}"}
+        self._last_observation = result[0]
+        self._parked = bool(result[2] or result[3])
+        return result
+
+
+class _Trunk:
+    """What an environment goes back to after branches: state, records, and the process's own generators."""
+
+    def __init__(self, wrapper: SnapshotWrapper) -> None:
+        self._snapshot = wrapper.snapshot()
+        self._globals = np.random.get_state(), random.getstate()
+        monitors = [layer.env for layer in wrapper._chain.layers if isinstance(layer.env, Monitor)]
+        self._records = [MonitorRecords(monitor) for monitor in monitors]
+
+    def restore(self, wrapper: SnapshotWrapper) -> None:
+        wrapper.restore(self._snapshot)
+        np.random.set_state(self._globals[0])
+        random.setstate(self._globals[1])
+        for record in self._records:
+            record.undo()
