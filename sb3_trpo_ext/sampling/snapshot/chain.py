@@ -27,7 +27,7 @@ class Chain:
 
     def __init__(self, env: gym.Env) -> None:
         envs = _envs(env)
-        self.adapter: SnapshotAdapter = adapter_for(env.unwrapped)
+        self.adapter = adapter_for(env.unwrapped)
         handles = self.adapter.handles
         self.layers = [Layer(layer) for layer in envs[:-1]]
         self.layers.append(Layer(envs[-1], frozenset() if handles is None else handles))
@@ -90,6 +90,7 @@ class Chain:
         if seed is not None:
             for number, generator in enumerate(generators):
                 seed_generator(generator, (seed, number))
+            self.adapter.reseed(seed)
         return extra
 
     def _refuse(self, error: Exception) -> None:

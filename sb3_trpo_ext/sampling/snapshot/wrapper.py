@@ -123,8 +123,8 @@ class _Trunk:
         self._records = [MonitorRecords(monitor) for monitor in monitors]
 
     def restore(self, wrapper: SnapshotWrapper) -> None:
+        for record in self._records:
+            record.undo()
         wrapper.restore(self._snapshot)
         np.random.set_state(self._globals[0])
         random.setstate(self._globals[1])
-        for record in self._records:
-            record.undo()

@@ -1,62 +1,23 @@
-"""Engines: what stands below the wrappers. One adapter is one file.
-
-An adapter saves and restores what of an environment is not plain attributes.
-"""
+"""Engines: what stands below the wrappers. One adapter is one file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import gymnasium as gym
 
+from sb3_trpo_ext.sampling.snapshot.adapters.base import SnapshotAdapter
 from sb3_trpo_ext.sampling.snapshot.adapters.own_methods import OwnMethodsAdapter, has_own_methods
-
-
-class SnapshotAdapter(Protocol):
-    """The engine of one environment.
-
-    ``handles`` names the environment's attributes that are the adapter's business, all others than
-    these are carried as plain data; ``None`` says that all are. ``signature`` names the engine and its
-    version: snapshots are exchanged between environments of equal signature only.
-    """
-
-    handles: frozenset[str] | None
-    signature: str
-
-    def save(self) -> Any:
-        """The engine's state: numbers, strings, bytes, arrays, and containers of these."""
-        ...
-
-    def restore(self, state: Any) -> None:
-        """Put the engine in a state that :meth:`save` gave, perhaps that of another instance."""
-        ...
-
 
 AdapterFactory = Callable[[gym.Env], SnapshotAdapter]
 
-
-class PlainAdapter:
-    """No engine: the state is the environment's plain attributes."""
-
-    handles: frozenset[str] | None = frozenset()
-    signature = f"gymnasium {gym.__version__}"
-
-    def __init__(self, env: gym.Env) -> None:
-        pass
-
-    def save(self) -> None:
-        return None
-
-    def restore(self, state: None) -> None:
-        pass
-
-
-_BY_CLASS: dict[type, AdapterFactory] = {}
+_BY_CLASS: dict[type[gym.Env], AdapterFactory] = {}
 
 
 def register_snapshot_adapter(env_class: type[gym.Env], make_adapter: AdapterFactory) -> None:
     """Say how environments of a class, and of classes derived from it, are saved and restored.
+
+    Worker processes know of it if the module that registers is imported there: register next to the class.
 
     :param env_class: the class of the unwrapped environment
     :param make_adapter: called with each such environment; gives its :class:`SnapshotAdapter`
@@ -68,19 +29,31 @@ def register_snapshot_adapter(env_class: type[gym.Env], make_adapter: AdapterFac
 
 
 def adapter_for(env: gym.Env) -> SnapshotAdapter:
-    """The adapter of an unwrapped environment.
+    """The adapter of an unwrapped environment: its own methods, the nearest registered, or its engine's.
 
-    :raises SnapshotError: naming the environment, if it is known that it cannot be restored
+    :raises SnapshotError: naming the environment and what to do, if its engine cannot be restored
     """
     if has_own_methods(env):
         return OwnMethodsAdapter(env)
     for cls in type(env).__mro__:
         if cls in _BY_CLASS:
             return _BY_CLASS[cls](env)
-    # imported here: each needs its engine
-    roots = {type(value).__module__.split(".")[0].lstrip("_") for value in vars(env).values()}
-    if "mujoco" in roots:
+    return _by_engine(env)(env)
+
+
+def _by_engine(env: gym.Env) -> AdapterFactory:
+    # imported when met: each needs its engine
+    engines = {type(value).__module__.split(".")[0].lstrip("_") for value in vars(env).values()}
+    if "mujoco" in engines:
         from sb3_trpo_ext.sampling.snapshot.adapters.mujoco import MujocoAdapter
 
-        return MujocoAdapter(env)
-    return PlainAdapter(env)
+        return MujocoAdapter
+    if "ale_py" in engines:
+        from sb3_trpo_ext.sampling.snapshot.adapters.ale import ALEAdapter
+
+        return ALEAdapter
+    if "Box2D" in engines:
+        from sb3_trpo_ext.sampling.snapshot.adapters.box2d import Box2DAdapter
+
+        return Box2DAdapter
+    return SnapshotAdapter

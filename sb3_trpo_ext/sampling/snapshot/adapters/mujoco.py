@@ -13,6 +13,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from sb3_trpo_ext.sampling.snapshot.adapters.base import SnapshotAdapter
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -26,12 +27,11 @@ _DERIVED_NAMES = (
 _DERIVED = tuple(_DERIVED_NAMES.split())
 
 
-class MujocoAdapter:
+class MujocoAdapter(SnapshotAdapter):
     """An environment that has one ``mujoco.MjModel`` and one ``mujoco.MjData``."""
 
-    handles: frozenset[str] | None
-
     def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
         engine = {n: v for n, v in vars(env).items() if type(v).__module__.split(".")[0].lstrip("_") == "mujoco"}
         models = [value for value in engine.values() if isinstance(value, mujoco.MjModel)]
         data = [value for value in engine.values() if isinstance(value, mujoco.MjData)]
@@ -40,14 +40,13 @@ class MujocoAdapter:
                 f"{type(env).__qualname__} has {len(models)} MjModel and {len(data)} MjData, expected one of each: "
                 "give it snapshot_state() and restore_state()"
             )
-        self._env = env
         self._names = [next(name for name, value in engine.items() if value is kind[0]) for kind in (models, data)]
         self.handles = frozenset(engine)
         self._buffer = np.empty(mujoco.mj_stateSize(models[0], _STATE.value))
         self.signature = f"mujoco {mujoco.__version__}, {len(self._buffer)} numbers"
 
     def _model_and_data(self) -> list[Any]:
-        return [getattr(self._env, name) for name in self._names]
+        return [getattr(self.env, name) for name in self._names]
 
     def _derived(self, data: Any) -> list[np.ndarray]:
         arrays = [getattr(data, name, None) for name in _DERIVED]
