@@ -86,7 +86,7 @@ def _play(env: gym.Env, actions: Sequence[Any]) -> list[Step]:
     """Steps, and resets where episodes end; copies, because some environments reuse their arrays."""
     steps = []
     for action in actions:
-        step = Step(*deepcopy(env.step(action)))  # type: ignore[arg-type]
+        step = Step(*deepcopy(env.step(action)))
         steps.append(step)
         if step.terminated or step.truncated:
             observation, info = env.reset()

@@ -33,5 +33,5 @@ class ALEAdapter(SnapshotAdapter):
 
     def restore(self, state: bytes) -> None:
         restored = ale_py.ALEState.__new__(ale_py.ALEState)
-        restored.__setstate__(state)
+        restored.__setstate__(state)  # type: ignore[arg-type]  # bytes, whatever its stub says
         self.env.ale.restoreState(restored)

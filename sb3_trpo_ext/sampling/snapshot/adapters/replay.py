@@ -90,10 +90,10 @@ class _Episode:
         self.taken.append(array.tobytes())
 
     def actions(self) -> Iterator[Any]:
-        starts = {start: (dtype, shape) for start, dtype, shape in self.formats}
-        for t, data in enumerate(self.taken):
-            dtype, shape = starts.get(t) or (dtype, shape)
-            yield np.frombuffer(data, dtype).reshape(shape).copy()[()]
+        ends = [start for start, _, _ in self.formats[1:]] + [len(self.taken)]
+        for (start, dtype, shape), end in zip(self.formats, ends, strict=False):
+            for data in self.taken[start:end]:
+                yield np.frombuffer(data, dtype).reshape(shape).copy()[()]
 
     def packed(self) -> list[Any]:
         lengths = [len(data) for data in self.taken[:1]] if len(self.formats) == 1 else [len(data) for data in self.taken]
