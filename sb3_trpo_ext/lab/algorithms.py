@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -137,28 +138,34 @@ def _constrained_maximum(old: PolicyValues, target_kl: float, constraint: str) -
     return _tilted(old, _at_price(old, log_price)).pi[0]
 
 
+StepSize = float | Callable[[int], float]
+
+
 def gradient_ascent(
     mdp: FiniteMDP,
     policy: nn.Module,
-    step_size: float,
+    step_size: StepSize,
     direction: Callable[[nn.Module, PolicyValues], np.ndarray] = policy_gradient,
 ) -> Iterator[Iterate]:
     """θ ← θ + α∇η(θ), in place, or along another direction (survey, eq. 11; lecture, "Exact PG").
 
     :param policy: moved at every step
-    :param step_size: α, for ρ unnormalised
+    :param step_size: α, for ρ unnormalised; or α_k as a function of k = 0, 1, …
     """
     parameters = parameters_of(policy, mdp.shape[0])
     iterate = _start(mdp, probabilities(policy, mdp.shape[0]))
-    while True:
+    for k in count():
         yield iterate
-        step = th.as_tensor(step_size * direction(policy, iterate.values))
-        parameters.write(parameters.read() + step)
-        iterate = _moved(mdp, iterate.values, probabilities(policy, mdp.shape[0]), step=step_size)
+        alpha = step_size(k) if callable(step_size) else step_size
+        parameters.write(parameters.read() + th.as_tensor(alpha * direction(policy, iterate.values)))
+        iterate = _moved(mdp, iterate.values, probabilities(policy, mdp.shape[0]), step=alpha)
 
 
-def natural_policy_gradient(mdp: FiniteMDP, policy: nn.Module, step_size: float) -> Iterator[Iterate]:
-    """θ ← θ + αF⁺∇η(θ), in place (survey, eq. 15; lecture, NPG's closed form; Kakade 2001)."""
+def natural_policy_gradient(mdp: FiniteMDP, policy: nn.Module, step_size: StepSize) -> Iterator[Iterate]:
+    """θ ← θ + αF⁺∇η(θ), in place (survey, eq. 15; lecture, NPG's closed form; Kakade 2001).
+
+    Near ties between actions make constant steps slow; geometrically growing ones pass over to policy iteration.
+    """
     return gradient_ascent(mdp, policy, step_size, natural_gradient)
 
 

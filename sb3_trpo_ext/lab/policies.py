@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo_ext.checks import require
+from sb3_trpo_ext.checks import require, require_choice
 from sb3_trpo_ext.lab.bounds import divergence, surrogate
 from sb3_trpo_ext.lab.mdp import FiniteMDP, PolicyValues, evaluate
 from sb3_trpo_ext.numerics.curvature import AutogradLinearization
@@ -162,9 +162,11 @@ class ExactProblem:
 
     :param policy: at θ_old
     :param constraint: ``"mean"`` of the KL over ρ_π, or its ``"max"`` over states (survey, eq. 43)
+    :raises ValueError: for another constraint
     """
 
     def __init__(self, mdp: FiniteMDP, policy: nn.Module, constraint: str = "mean") -> None:
+        require_choice("constraint", constraint, ("mean", "max"))
         self.policy, self.constraint = policy, constraint
         self.parameters = parameters_of(policy, mdp.shape[0])
         self.old = evaluate(mdp, probabilities(policy, mdp.shape[0]))
