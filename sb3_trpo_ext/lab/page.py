@@ -42,7 +42,7 @@ def draw_page(picture: Path, small: bool = False) -> None:
     for panel, axes in zip(panels, figure.subplots(2, 3).flat, strict=True):
         panel(axes, 8 if small else 1)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower right" if panel is _balls else "best")
     figure.savefig(picture, dpi=75)
 
 
@@ -54,9 +54,9 @@ def _monotone(axes: Any, thrift: int) -> None:
         "conservative policy iteration": (algorithms.conservative_policy_iteration(mdp, pi), "C1"),
     }
     for name, (run, colour) in runs.items():
-        history = list(islice(run, 120 // thrift))
+        history = list(islice(run, 50 // thrift))
         axes.plot([iterate.values.eta for iterate in history], colour, label=f"η, {name}")
-        axes.plot([iterate.lower_bound for iterate in history], colour + ":", label="its lower bound")
+        axes.plot([iterate.lower_bound for iterate in history], colour + ":", lw=2.5, label="its lower bound M")
     axes.axhline(optimal_values(mdp).eta, color="k", lw=0.8, label="optimal η")
     axes.set(
         xlabel="iteration i",
@@ -65,10 +65,10 @@ def _monotone(axes: Any, thrift: int) -> None:
 
 
 def _tightness(axes: Any, thrift: int) -> None:
-    mdp = random_mdp(5, 3, gamma=0.5, seed=1)
+    mdp = random_mdp(5, 3, gamma=0.7, seed=6, concentration=0.1)
     old = evaluate(mdp, np.full(mdp.shape, 1 / 3))
     better = optimal_values(mdp).pi
-    alphas = np.linspace(0.0, 0.5, 200 // thrift)
+    alphas = np.linspace(0.0, 0.3, 200 // thrift)
     mixed = [bounds.mixture(old.pi, better, alpha) for alpha in alphas]
     axes.plot(alphas, [evaluate(mdp, pi).eta for pi in mixed], "k", label="η(π_new)")
     axes.plot(alphas, [bounds.surrogate(old, pi) for pi in mixed], label="L(π_new)")
@@ -84,7 +84,11 @@ def _two_actions(axes: Any, thrift: int) -> None:
     plain, natural = two_action_example(n_steps=80 // thrift)
     axes.plot(plain, label="plain: θ += η·99e$^θ$/(1 + e$^θ$)²")
     axes.plot(natural, label="natural: θ += 99η")
-    axes.set(xlabel="iteration", ylabel="θ", title="Two actions, J = 100π[1] + π[2]\nθ += ηJ'(θ) against θ += ηJ'(θ)/F(θ)")
+    axes.set(
+        xlabel="iteration",
+        ylabel="θ",
+        title="The lecture's two actions, J = 100π[1] + π[2]\nθ += ηJ'(θ) against θ += ηJ'(θ)/F(θ)",
+    )
 
 
 def _plain_and_natural(axes: Any, thrift: int) -> None:
@@ -100,7 +104,7 @@ def _plain_and_natural(axes: Any, thrift: int) -> None:
 
 
 def _sampled(axes: Any, thrift: int) -> None:
-    mdp, rng = random_mdp(6, 3, gamma=0.9, seed=2), np.random.default_rng(0)
+    mdp, rng = random_mdp(6, 3, gamma=0.8, seed=2), np.random.default_rng(0)
     policy = LogLinear(rng.normal(size=(6, 3, 4)), rng.normal(size=4))
     exact = ExactProblem(mdp, policy)
     v, advantages = th.as_tensor(rng.normal(size=4)), exact.old.A
@@ -109,7 +113,7 @@ def _sampled(axes: Any, thrift: int) -> None:
     for size in sizes:
         squares = dict.fromkeys(errors, 0.0)
         for _ in range(n_repeats):
-            batch = sample_transitions(mdp, exact.old.pi, 60, int(size), rng)
+            batch = sample_transitions(mdp, exact.old.pi, 50, int(size), rng)
             states, actions = batch.states[-1], batch.actions[-1]
             for fisher, name in (("gauss_newton", "Fv, Gauss-Newton"), ("empirical", "Fv, empirical")):
                 sampled = sampled_problem(policy, states, actions, advantages[states, actions], fisher)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def test_tabular_natural_gradient_finds_the_optimum():
         rng = np.random.default_rng(seed)
         mdp = random_mdp(*rng.integers(2, 6, size=2), gamma=float(rng.choice([0.5, 0.8, 0.9])), seed=seed)
         best = optimal_values(mdp).eta
-        run = natural_policy_gradient(mdp, TabularSoftmax(np.zeros(mdp.shape)), lambda k: 1.1**k)
+        run = natural_policy_gradient(mdp, TabularSoftmax(np.zeros(mdp.shape)), lambda k: 1.2**k)
         gaps.append(next((gap for gap in (best - it.values.eta for it in islice(run, 300)) if gap <= 1e-6), np.inf))
     assert max(gaps) <= 1e-6
     assert min(gaps) >= -1e-9

@@ -1,0 +1,99 @@
+import copy
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext.lab.env import FiniteMDPEnv, sample_transitions
+from sb3_trpo_ext.lab.mdp import FiniteMDP, evaluate, optimal_values, random_mdp
+from sb3_trpo_ext.lab.policies import ActorOf, probabilities
+
+
+def test_it_is_a_gymnasium_environment():
+    check_env(FiniteMDPEnv(random_mdp(4, 3)), skip_render_check=True)
+
+
+def test_rewards_and_moves_are_the_mdps():
+    # 0 → 1 → 2 → 0 by either action
+    P = np.tile(np.roll(np.eye(3), 1, axis=1)[:, None, :], (1, 2, 1))
+    mdp = FiniteMDP(P, np.arange(6.0).reshape(3, 2), np.array([0.0, 1.0, 0.0]), 0.9)
+    env = FiniteMDPEnv(mdp, geometric_episodes=False)
+    assert env.reset(seed=0)[0] == 1
+    assert [env.step(action)[:4] for action in (0, 1, 1)] == [
+        (2, 2.0, False, False),
+        (0, 5.0, False, False),
+        (1, 1.0, False, False),
+    ]
+    assert env.reset(options={"state": 2})[0] == 2
+
+
+def test_its_state_is_two_attributes():
+    env = FiniteMDPEnv(random_mdp(5, 2))
+    env.reset(seed=3)
+    for _ in range(7):
+        env.step(0)
+    state, bits = env.state, copy.deepcopy(env.np_random.bit_generator.state)
+    onward = [env.step(i % 2) for i in range(50)]
+    other = FiniteMDPEnv(env.mdp)
+    other.reset(seed=99)
+    for restored in (env, other):
+        restored.state, restored.np_random.bit_generator.state = state, copy.deepcopy(bits)
+        assert [restored.step(i % 2) for i in range(50)] == onward
+
+
+def test_returns_of_episodes_estimate_eta():
+    mdp = random_mdp(4, 2, gamma=0.8, seed=1)
+    pi = np.full(mdp.shape, 0.5)
+    env, returns = FiniteMDPEnv(mdp), []
+    env.reset(seed=0)
+    for _ in range(2000):
+        env.reset()
+        returns.append(0.0)
+        over = False
+        while not over:
+            _, reward, _, over, _ = env.step(int(env.np_random.integers(2)))
+            returns[-1] += reward
+    values = evaluate(mdp, pi)
+    assert abs(np.mean(returns) - values.eta) <= 3 * np.std(returns) / np.sqrt(len(returns))
+
+
+def test_walkers_see_what_the_environment_shows():
+    mdp = random_mdp(4, 2, gamma=0.8, seed=1)
+    values = evaluate(mdp, np.tile([0.7, 0.3], (4, 1)))
+    batch = sample_transitions(mdp, values.pi, 100, 4000, np.random.default_rng(0))
+    assert batch.states.shape == batch.episode_starts.shape == (100, 4000)
+    assert batch.last_states.shape == (4000,)
+    assert batch.episode_starts[0].all()
+    np.testing.assert_array_equal(batch.rewards, mdp.R[batch.states, batch.actions])
+    visits = np.bincount(batch.states[-1], minlength=4) / 4000
+    assert (np.abs(visits - values.state_weights) <= 3 * np.sqrt(values.state_weights / 4000)).all()
+    went_on = ~batch.episode_starts[1:]
+    for s in range(4):
+        where = (batch.states[:-1] == s) & (batch.actions[:-1] == 1)
+        arrivals = np.bincount(batch.states[1:][where & went_on], minlength=4)
+        frequency, expected = arrivals / arrivals.sum(), mdp.P[s, 1]
+        assert (np.abs(frequency - expected) <= 4 * np.sqrt(expected / arrivals.sum())).all()
+    assert 1 - batch.episode_starts[1:].mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_trpo_on_it_comes_near_the_optimum():
+    mdp = random_mdp(5, 3, gamma=0.9, seed=1)
+    env = make_vec_env(lambda: FiniteMDPEnv(mdp), n_envs=8, seed=100)
+    model = TRPOExt(
+        "MlpPolicy",
+        env,
+        n_steps=128,
+        gamma=mdp.gamma,
+        target_kl=0.05,
+        policy_kwargs=dict(net_arch=[]),
+        learning_rate=0.02,
+        seed=100,
+        device="cpu",
+    )
+    actor = ActorOf(model.policy)
+    best, start = optimal_values(mdp).eta, evaluate(mdp, probabilities(actor, 5)).eta
+    model.learn(20 * 1024)
+    reached = evaluate(mdp, probabilities(actor, 5)).eta
+    assert best - reached <= 0.05 * (best - start)
