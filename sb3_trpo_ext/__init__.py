@@ -2,7 +2,15 @@
 
 from sb3_trpo_ext.algorithms.trpo import TRPOExt
 from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper, check_snapshot, register_snapshot_adapter
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 
 __version__ = "0.1.0"
 
-__all__ = ["SnapshotWrapper", "TRPOExt", "__version__", "check_snapshot", "register_snapshot_adapter"]
+__all__ = [
+    "SnapshotWrapper",
+    "TRPOExt",
+    "VineRolloutBuffer",
+    "__version__",
+    "check_snapshot",
+    "register_snapshot_adapter",
+]

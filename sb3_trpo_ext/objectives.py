@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
 
 class Objective(Protocol):
-    """Terms whose average over states is the surrogate L(θ)."""
+    """Terms whose average over states is the surrogate L(θ), or one of its summands."""
+
+    states: th.Tensor | None
+    """The states to average over, as rows of the batch, (N,); None: the whole batch, as the KL does.
+
+    ``rows`` below counts these states.
+    """
 
     def set_old(self, old: Distribution, rows: slice) -> None:
         """Take what is needed of π_old on these states; called once for each chunk, without a graph."""
@@ -20,18 +27,45 @@ class Objective(Protocol):
         ...
 
 
-class SinglePathSurrogate:
-    """L(θ) = E[π_θ(a|s) / π_old(a|s) · A(s, a)] + c · E[H(π_θ(·|s))] (TRPO paper, eq. 14; entropy: A3C).
+class EntropyBonus:
+    """c · E[H(π_θ(·|s))] (A3C).
 
-    :param actions: (B,) for Discrete, else (B, D), as the distribution's ``log_prob`` takes them
-    :param advantages: (B,)
+    :param actions: (B,) for Discrete, else (B, D), as the distribution's ``log_prob`` takes them: where H has no
+        closed form (tanh-squashed), −log π at these is importance-weighted
     :param ent_coef: c
     """
 
-    def __init__(self, actions: th.Tensor, advantages: th.Tensor, ent_coef: float = 0.0) -> None:
+    states: th.Tensor | None = None
+
+    def __init__(self, actions: th.Tensor, ent_coef: float) -> None:
+        self.actions = actions
+        self.ent_coef = ent_coef
+        self._old_log_prob: dict[int, th.Tensor] = {}  # by the first row of each chunk
+
+    def set_old(self, old: Distribution, rows: slice) -> None:
+        if old.entropy() is None:
+            self._old_log_prob[rows.start] = old.log_prob(self.actions[rows])
+
+    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+        entropy = distribution.entropy()
+        if entropy is None:
+            log_prob = distribution.log_prob(self.actions[rows])
+            entropy = -th.exp(log_prob - self._old_log_prob[rows.start]) * log_prob
+        return self.ent_coef * entropy
+
+
+class SinglePathSurrogate:
+    """L(θ) = E[π_θ(a|s) / π_old(a|s) · A(s, a)] (TRPO paper, eq. 14).
+
+    :param actions: (B,) for Discrete, else (B, D), as the distribution's ``log_prob`` takes them
+    :param advantages: (B,)
+    """
+
+    states: th.Tensor | None = None
+
+    def __init__(self, actions: th.Tensor, advantages: th.Tensor) -> None:
         self.actions = actions
         self.advantages = advantages
-        self.ent_coef = ent_coef
         self._old_log_prob = th.zeros_like(advantages)
 
     def set_old(self, old: Distribution, rows: slice) -> None:
@@ -39,13 +73,87 @@ class SinglePathSurrogate:
 
     def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
         log_prob = distribution.log_prob(self.actions[rows])
-        ratio = th.exp(log_prob - self._old_log_prob[rows])
-        terms = ratio * self.advantages[rows]
-        if self.ent_coef != 0.0:
-            entropy = distribution.entropy()
-            # no closed form (tanh-squashed): −log π is importance-weighted like the rest
-            terms = terms + self.ent_coef * (-ratio * log_prob if entropy is None else entropy)
-        return terms
+        return th.exp(log_prob - self._old_log_prob[rows]) * self.advantages[rows]
+
+
+class AllActionsSurrogate:
+    """L_n(θ) = Σ_k π_θ(a_k|s_n) Q̂(s_n, a_k), every action enumerated (TRPO paper, eq. 17, vine).
+
+    :param states: the rollout set as rows of the batch, (N,)
+    :param actions: (N, K) for Discrete, else (N, K, D)
+    :param q_values: Q̂, (N, K)
+    """
+
+    def __init__(self, states: th.Tensor, actions: th.Tensor, q_values: th.Tensor) -> None:
+        self.states: th.Tensor | None = states
+        self.actions = actions
+        self.q_values = q_values
+
+    def set_old(self, old: Distribution, rows: slice) -> None:
+        pass
+
+    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+        probabilities = log_probs_of_branches(distribution, self.actions[rows]).exp()
+        return (probabilities * self.q_values[rows]).sum(dim=1)
+
+
+class SelfNormalizedSurrogate:
+    """L_n(θ) = Σ_k w_k Q̂(s_n, a_k) / Σ_k w_k, w_k = m_k π_θ(a_k|s_n) / q(a_k|s_n) (TRPO paper, eq. 18, vine).
+
+    Self-normalised importance sampling: a constant added to Q̂ of a state changes nothing, so it needs no
+    baseline. Its mean gradient for K draws from q = π_old is (K − 1)/K of the exact one.
+
+    :param states: the rollout set as rows of the batch, (N,)
+    :param actions: (N, K) for Discrete, else (N, K, D)
+    :param q_values: Q̂, (N, K)
+    :param log_proposal: log q, (N, K)
+    :param multiplicities: m, how often each action was drawn, (N, K); 0 for places that are not used
+    """
+
+    def __init__(
+        self,
+        states: th.Tensor,
+        actions: th.Tensor,
+        q_values: th.Tensor,
+        log_proposal: th.Tensor,
+        multiplicities: th.Tensor,
+    ) -> None:
+        self.states: th.Tensor | None = states
+        self.actions = actions
+        self.q_values = q_values
+        self._log_offset = multiplicities.log() - log_proposal
+
+    def set_old(self, old: Distribution, rows: slice) -> None:
+        pass
+
+    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+        log_weights = log_probs_of_branches(distribution, self.actions[rows]) + self._log_offset[rows]
+        return (th.softmax(log_weights, dim=1) * self.q_values[rows]).sum(dim=1)
+
+
+def log_probs_of_branches(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+    """log π(a_k|s_n), (N, K), of K actions in each of N states, (N, K) or (N, K, D)."""
+    return th.stack([distribution.log_prob(actions[:, k]) for k in range(actions.shape[1])], dim=1)
+
+
+def center_q_values(q_values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
+    """Q̂ of each state less its mean under the weights, and over their common standard deviation if asked.
+
+    Neither changes the direction of a trust-region step: the surrogates of the vine move by a constant when
+    Q̂ of a state does, and the step is scaled to the KL bound. The first saves single precision from large
+    returns, the second makes ``ent_coef`` mean what it means with normalised advantages.
+
+    :param q_values: (N, K)
+    :param weights: of the actions at π_old, (N, K), summing to 1 over K
+    :return: (N, K); zeros where all differ by no more than rounding
+    """
+    centered = q_values - (weights * q_values).sum(axis=1, keepdims=True)
+    if not normalize:
+        return centered
+    std = np.sqrt((weights * centered**2).sum(axis=1).mean())
+    if std <= np.finfo(np.float32).eps * np.abs(q_values).max():
+        return np.zeros_like(q_values)
+    return centered / (std + 1e-8)
 
 
 def normalize_advantages(advantages: th.Tensor) -> th.Tensor:

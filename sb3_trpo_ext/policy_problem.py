@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch as th
@@ -29,12 +30,36 @@ FisherChoice = Literal["auto", "gauss_newton", "hessian", "empirical"]
 KLReduction = Literal["sum", "mean"]
 
 
+Rows = slice | th.Tensor
+"""Some states of a batch."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Objectives that average over the same states.
+
+    :param states: as rows of the batch; None: the whole batch, which the KL is averaged over too
+    """
+
+    objectives: list[Objective]
+    average: StateAverage
+    zero: th.Tensor
+    states: th.Tensor | None = None
+
+    def in_batch(self, rows: slice) -> Rows:
+        return rows if self.states is None else self.states[rows]
+
+    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+        """The sum of the objectives' terms, (rows,); a zero where there is no objective."""
+        return sum((objective.terms(distribution, rows) for objective in self.objectives), start=self.zero)
+
+
 class PolicyProblem:
     """The trust-region problem of a policy on B states, as :class:`TrustRegionProblem` wants it.
 
     :param distribution_of: rows ↦ π_θ(·|s) on these states, through the algorithm's one hook
     :param n_states: B
-    :param objective: the surrogate
+    :param objectives: whose sum is the surrogate, each averaged over its own states
     :param actions: (B,) or (B, D), at which the empirical Fisher takes its scores
     :param module: whose parameters may be policy parameters
     :param fisher: which matrix; ``"auto"`` is Gauss-Newton where the family has an entry, else the Hessian
@@ -46,9 +71,9 @@ class PolicyProblem:
 
     def __init__(
         self,
-        distribution_of: Callable[[slice], Distribution],
+        distribution_of: Callable[[Rows], Distribution],
         n_states: int,
-        objective: Objective,
+        objectives: Sequence[Objective],
         actions: th.Tensor,
         module: nn.Module,
         *,
@@ -59,8 +84,14 @@ class PolicyProblem:
         mlp: tuple[MlpActor, th.Tensor] | None = None,
     ) -> None:
         self._distribution_of = distribution_of
-        self._objective = objective
         self._average = StateAverage(n_states, chunk_size)
+        zero = th.zeros((), device=actions.device)
+        self._parts = [_Part([objective for objective in objectives if objective.states is None], self._average, zero)]
+        self._parts += [
+            _Part([objective], StateAverage(len(objective.states), chunk_size), zero, objective.states)
+            for objective in objectives
+            if objective.states is not None
+        ]
         self._fisher_average = StateAverage(-(-n_states // sub_sampling_factor), chunk_size)
         self._stride = sub_sampling_factor
         self._actions = actions
@@ -73,30 +104,34 @@ class PolicyProblem:
         self.fisher = self._resolve(fisher)
         self.parameters = self._policy_parameters(module)
         self._old: dict[int, Any] = {}  # by the first row of each chunk
-        self._objective_old, self.entropy = self._average(self._take_old).tolist()
+        self._objective_old, self.entropy = self._sum_of_averages(self._take_old).tolist()
 
     def gradient(self) -> tuple[float, th.Tensor]:
         """L(θ_old) and ∇L(θ_old)."""
 
-        def gradient_of_sum(rows: slice) -> th.Tensor:
+        def gradient_of_sum(part: _Part, rows: slice) -> th.Tensor:
+            if not part.objectives:
+                return self.parameters.flatten(None for _ in self.parameters.tensors)
             with th.enable_grad():
-                total = self._objective.terms(self._distribution_of(rows), rows).sum()
+                total = part.terms(self._distribution_of(part.in_batch(rows)), rows).sum()
             return self.parameters.gradient(total)
 
-        return self._objective_old, self._average(gradient_of_sum)
+        return self._objective_old, self._sum_of_averages(gradient_of_sum)
 
     @th.no_grad()
     def evaluate(self) -> Evaluation:
-        """L(θ) and the mean KL(π_old ‖ π_θ), from one forward pass."""
+        """L(θ) and the mean KL(π_old ‖ π_θ), from one forward pass over the batch and over objectives' own states."""
 
-        def totals(rows: slice) -> th.Tensor:
-            distribution = self._distribution_of(rows)
-            terms = self._objective.terms(distribution, rows).sum(dtype=th.float64)
+        def totals(part: _Part, rows: slice) -> th.Tensor:
+            distribution = self._distribution_of(part.in_batch(rows))
+            terms = part.terms(distribution, rows).sum(dtype=th.float64)
+            if part.states is not None:
+                return th.stack([terms, th.zeros_like(terms)])
             kl = self._family.kl(self._old[rows.start], distribution).sum(dtype=th.float64)
             return th.stack([terms, kl / self._divisor])
 
         try:
-            objective, kl = self._average(totals).tolist()
+            objective, kl = self._sum_of_averages(totals).tolist()
         except ValueError:
             # torch's distributions refuse parameters that are NaN: this θ has no policy
             return Evaluation(math.nan, math.nan)
@@ -176,11 +211,18 @@ class PolicyProblem:
         return -distribution.log_prob(self._actions[rows]) if entropy is None else entropy
 
     @th.no_grad()
-    def _take_old(self, rows: slice) -> th.Tensor:
-        """Keep what is needed of π_old on these states; their summed terms of L and entropy."""
-        old = self._distribution_of(rows)
+    def _take_old(self, part: _Part, rows: slice) -> th.Tensor:
+        """Keep what is needed of π_old on these states; their summed terms of L and, of the batch, entropy."""
+        old = self._distribution_of(part.in_batch(rows))
+        for objective in part.objectives:
+            objective.set_old(old, rows)
+        terms = part.terms(old, rows).sum(dtype=th.float64)
+        if part.states is not None:
+            return th.stack([terms, th.zeros_like(terms)])
         self._old[rows.start] = self._family.freeze(old)
-        self._objective.set_old(old, rows)
-        entropy = self._entropy(old, rows)
-        terms = self._objective.terms(old, rows)
-        return th.stack([terms.sum(dtype=th.float64), entropy.sum(dtype=th.float64)])
+        return th.stack([terms, self._entropy(old, rows).sum(dtype=th.float64)])
+
+    def _sum_of_averages(self, sum_over: Callable[[_Part, slice], th.Tensor]) -> th.Tensor:
+        """Each part's average over its own states, added up."""
+        averages = [part.average(lambda rows, part=part: sum_over(part, rows)) for part in self._parts]  # type: ignore[misc]
+        return th.stack(averages).sum(dim=0)

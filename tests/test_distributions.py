@@ -98,6 +98,8 @@ def laplace_policy():
 class MeanOfActions:
     """An objective for problems that only their curvature is asked of."""
 
+    states = None
+
     def set_old(self, old, rows):
         pass
 
@@ -108,7 +110,7 @@ class MeanOfActions:
 def problem_of(policy, obs, fisher):
     actions = th.zeros(len(obs), 2, dtype=th.float64)
     distribution_of = lambda rows: policy.get_distribution(obs[rows])  # noqa: E731
-    return PolicyProblem(distribution_of, len(obs), MeanOfActions(), actions, policy, fisher=fisher)
+    return PolicyProblem(distribution_of, len(obs), [MeanOfActions()], actions, policy, fisher=fisher)
 
 
 def test_a_family_without_an_entry_works_through_the_hessian():

@@ -4,7 +4,7 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_trpo_ext.objectives import SinglePathSurrogate, normalize_advantages
+from sb3_trpo_ext.objectives import EntropyBonus, SinglePathSurrogate, normalize_advantages
 from tests.cases import CASES, observations, sample_actions
 
 
@@ -45,11 +45,11 @@ def test_surrogate_is_the_importance_weighted_advantage(case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_entropy_bonus(case):
     policy, obs = case.policy(), observations(4)
-    actions, advantages = sample_actions(policy, obs), th.zeros(4, dtype=th.float64)
-    surrogate = SinglePathSurrogate(actions, advantages, ent_coef=0.3)
+    actions = sample_actions(policy, obs)
+    bonus = EntropyBonus(actions, ent_coef=0.3)
     with th.no_grad():
         distribution = policy.get_distribution(obs)
-        surrogate.set_old(distribution, slice(0, 4))
+        bonus.set_old(distribution, slice(0, 4))
         entropy = distribution.entropy()
         expected = -distribution.log_prob(actions) if entropy is None else entropy
-        np.testing.assert_allclose(surrogate.terms(distribution, slice(0, 4)), 0.3 * expected)
+        np.testing.assert_allclose(bonus.terms(distribution, slice(0, 4)), 0.3 * expected)

@@ -4,7 +4,7 @@ import torch as th
 from torch import nn
 
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.objectives import SinglePathSurrogate
+from sb3_trpo_ext.objectives import EntropyBonus, SinglePathSurrogate
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.standard_policies import fixed_features, mlp_actor
 from tests.cases import CASES, STANDARD, dense, dense_fisher, observations, sample_actions
@@ -19,8 +19,8 @@ def problem_of(policy, n=B, dense_layers=False, advantages=None, ent_coef=0.0, *
     mlp = None
     if dense_layers:
         mlp = mlp_actor(policy), fixed_features(policy, obs, policy.pi_features_extractor, 3)
-    surrogate = SinglePathSurrogate(actions, advantages, ent_coef)
-    return PolicyProblem(lambda rows: policy.get_distribution(obs[rows]), n, surrogate, actions, policy, mlp=mlp, **kwargs)
+    objectives = [SinglePathSurrogate(actions, advantages), EntropyBonus(actions, ent_coef)]
+    return PolicyProblem(lambda rows: policy.get_distribution(obs[rows]), n, objectives, actions, policy, mlp=mlp, **kwargs)
 
 
 def assert_relative(actual, expected, tolerance=1e-6):

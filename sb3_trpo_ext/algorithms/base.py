@@ -14,6 +14,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -38,7 +40,7 @@ from sb3_trpo_ext.algorithms.reporting import (
     record_policy_step,
     unusable_quantity,
 )
-from sb3_trpo_ext.checks import require_choice, require_count, require_real
+from sb3_trpo_ext.checks import require, require_choice, require_count, require_real
 from sb3_trpo_ext.critic import (
     AdamSettings,
     CriticProblem,
@@ -50,12 +52,15 @@ from sb3_trpo_ext.critic import (
 )
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
-from sb3_trpo_ext.objectives import SinglePathSurrogate, normalize_advantages
+from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
 from sb3_trpo_ext.observations import entries_per_state, length, take, take_samples
 from sb3_trpo_ext.policy_problem import PolicyProblem
-from sb3_trpo_ext.sampling.actor import Actor, SB3Actor, TorchActor, numpy_actor
+from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
 from sb3_trpo_ext.sampling.single_path import collect_single_path
+from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper
+from sb3_trpo_ext.sampling.vine import collect_vine, make_restorable, mark_as_own
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer, vine_surrogate
 from sb3_trpo_ext.standard_policies import (
     calls_like_sb3,
     fixed_features,
@@ -140,12 +145,38 @@ class OnPolicyExt(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         self.rollout_buffer_class = class_of(self.rollout_buffer_class)
+        if self._branches_out:
+            require("use_sde", self.use_sde, not self.use_sde, "False with VineRolloutBuffer: branches draw their own noise")
+            if self.env is not None:
+                make_restorable(self.env)
         super()._setup_model()
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
             self.rollout_buffer.gae_lambda = 1.0
         if self.verbose >= 1:
             print(self._describe())
+
+    @property
+    def _branches_out(self) -> bool:
+        """Whether rollouts are vines."""
+        return self.rollout_buffer_class is not None and issubclass(self.rollout_buffer_class, VineRolloutBuffer)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, SnapshotWrapper) and monitor_wrapper and not is_wrapped(env, Monitor):
+            # SB3 would put the Monitor outside, where snapshots do not reach
+            env = SnapshotWrapper(Monitor(env.env))
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        if not isinstance(env, VecEnv):
+            mark_as_own(wrapped)
+        return wrapped
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on with another environment; see SB3. One that vine sampling cannot restore is refused."""
+        env = self._wrap_env(env, self.verbose)
+        if self._branches_out:
+            make_restorable(env)
+        super().set_env(env, force_reset)
 
     def _check_arguments(self) -> None:
         """Refuse values that cannot work.
@@ -227,16 +258,25 @@ class OnPolicyExt(OnPolicyAlgorithm):
             return SB3Actor(policy)
         return TorchActor(self.action_distribution, policy, self.n_envs)
 
+    def _make_branch_actor(self) -> BranchActor:
+        """Acts as :meth:`action_distribution` says, whatever else the policy overrides."""
+        fast = None if overrides(self, OnPolicyExt, ("action_distribution",)) else numpy_actor(self.policy, self.n_envs)
+        return fast or TorchActor(self.action_distribution, self.policy, self.n_envs)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Fill the rollout buffer; the contract is SB3's. See :mod:`sb3_trpo_ext.sampling.single_path`."""
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
+
+        def make_actor() -> Actor:
+            return self._make_actor(rollout_buffer)
+
         with self._timed("rollout"):
-            return collect_single_path(
-                self, env, callback, rollout_buffer, n_rollout_steps, lambda: self._make_actor(rollout_buffer)
-            )
+            if isinstance(rollout_buffer, VineRolloutBuffer):
+                return collect_vine(self, env, callback, rollout_buffer, n_rollout_steps, make_actor, self._make_branch_actor)
+            return collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, make_actor)
 
     def as_taken(self, actions: th.Tensor) -> th.Tensor:
         """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""
@@ -245,6 +285,10 @@ class OnPolicyExt(OnPolicyAlgorithm):
     def states_per_pass(self, observations: Any) -> int:
         """How many states go through the networks at once: ``chunk_size``, or about 64 MB of observations."""
         return self.chunk_size or max(256, 2**24 // entries_per_state(observations))
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # branches may overshoot by much, and a schedule below 0 would turn the critic's fit around
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     # -- updating ------------------------------------------------------------------------------------
 
@@ -297,7 +341,6 @@ class OnPolicyExt(OnPolicyAlgorithm):
     def _policy_problem(self, samples: RolloutBufferSamples) -> PolicyProblem:
         """L(θ), KL and F of the present policy on these transitions."""
         observations, actions = samples.observations, self.as_taken(samples.actions)
-        advantages = normalize_advantages(samples.advantages) if self.normalize_advantage else samples.advantages
         actor = None if overrides(self, OnPolicyExt, ("action_distribution",)) else mlp_actor(self.policy)
         inputs = None
         if actor is not None:
@@ -307,13 +350,24 @@ class OnPolicyExt(OnPolicyAlgorithm):
         return PolicyProblem(
             lambda rows: self.action_distribution(take(observations, rows), take_samples(samples, rows, n_states)),
             n_states,
-            SinglePathSurrogate(actions, advantages, self.ent_coef),
+            self._objectives(samples),
             actions,
             self.policy,
             chunk_size=self.states_per_pass(observations),
             mlp=None if actor is None or inputs is None else (actor, inputs),
             **self._curvature_arguments(),
         )
+
+    def _objectives(self, samples: RolloutBufferSamples) -> list[Objective]:
+        """What the policy step is to increase on these transitions, as a sum."""
+        actions = self.as_taken(samples.actions)
+        surrogate: Objective | None = None
+        if isinstance(self.rollout_buffer, VineRolloutBuffer):
+            surrogate = vine_surrogate(self.rollout_buffer, samples, self.as_taken, self.normalize_advantage)
+        if surrogate is None:
+            advantages = normalize_advantages(samples.advantages) if self.normalize_advantage else samples.advantages
+            surrogate = SinglePathSurrogate(actions, advantages)
+        return [surrogate, EntropyBonus(actions, self.ent_coef)] if self.ent_coef != 0.0 else [surrogate]
 
     def _curvature_arguments(self) -> dict[str, Any]:
         """What a subclass's arguments say of F: keywords of :class:`PolicyProblem`."""
@@ -402,7 +456,10 @@ class OnPolicyExt(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfOnPolicyExt:
-        """Train; see SB3. ``tb_log_name`` is the class's name by default."""
+        """Train; see SB3. ``tb_log_name`` is the class's name by default.
+
+        :raises ValueError: with vine sampling, if the environments do not return to a state exactly
+        """
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -67,6 +67,18 @@ def usable(observation: Any) -> Any:
     return observation if np.count_nonzero(good) == good.size else np.where(good, observation, 0.0).astype(observation.dtype)
 
 
+class BranchActor(Protocol):
+    """Acts from noise that the caller keeps, so that several branches can share it."""
+
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
+        """Noise (*shape, ·); empty for a policy that draws its own, from torch's global generator."""
+        ...
+
+    def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
+        """Actions for observations (E, ·) from noise (E, ·)."""
+        ...
+
+
 class NumpyActor:
     """SB3's standard MLP actor as NumPy matrix products.
 
@@ -101,9 +113,13 @@ class NumpyActor:
         self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
-        self._noise = self._head.noise((n_steps, self._n_envs, self._head.width))
+        self._noise = self.noise((n_steps, self._n_envs))
+
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
+        noise = self._head.noise((*shape, self._head.width), generator)
         if self._std is not None:
-            self._noise *= self._std
+            noise *= self._std
+        return noise
 
     def outputs(self, observation: np.ndarray) -> np.ndarray:
         """Means or logits (E, ·); overwritten by the next call."""
@@ -118,8 +134,11 @@ class NumpyActor:
         return x
 
     def act(self, observation: Observation, step: int) -> Acted:
-        actions = self._head.act(self.outputs(observation), self._noise[step])  # type: ignore[arg-type]
-        return Acted(actions if self._action_shape is None else actions.reshape(self._action_shape))
+        return Acted(self.act_from(observation, self._noise[step]))
+
+    def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
+        actions = self._head.act(self.outputs(observation), noise)  # type: ignore[arg-type]
+        return actions if self._action_shape is None else actions.reshape(self._action_shape)
 
 
 class TorchActor:
@@ -151,18 +170,30 @@ class TorchActor:
         self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
-        if self._head is not None:
-            self._noise = self._head.noise((n_steps, self._n_envs, self._head.width))
+        self._noise = self.noise((n_steps, self._n_envs))
+
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
+        return np.empty((*shape, 0)) if self._head is None else self._head.noise((*shape, self._head.width), generator)
+
+    @th.no_grad()
+    def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
+        distribution = self._distribution_of(obs_as_tensor(usable(observation), self._policy.device))
+        return self._shaped(self._draw(distribution, noise))
+
+    def _draw(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
+        if self._head is not None and type(distribution) is type(self._policy.action_dist):
+            return self._head.act_from(distribution, noise)
+        return distribution.get_actions().cpu().numpy()
+
+    def _shaped(self, actions: np.ndarray) -> np.ndarray:
+        return actions.reshape((-1, *self._policy.action_space.shape))  # type: ignore[misc]
 
     @th.no_grad()
     def act(self, observation: Observation, step: int) -> Acted:
         states = obs_as_tensor(usable(observation), self._policy.device)
         distribution = self._distribution_of(states)
-        if self._head is not None and type(distribution) is type(self._policy.action_dist):
-            actions = self._head.act_from(distribution, self._noise[step])
-        else:
-            actions = distribution.get_actions().cpu().numpy()
-        shaped = actions.reshape((-1, *self._policy.action_space.shape))  # type: ignore[misc]
+        actions = self._draw(distribution, self._noise[step])
+        shaped = self._shaped(actions)
         if self._values_of is None:
             return Acted(shaped)
         log_probs = distribution.log_prob(th.as_tensor(actions, device=self._policy.device))

@@ -28,8 +28,8 @@ class Head(ABC):
         self.width = width
 
     @abstractmethod
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Noise that does not depend on the policy, from torch's global generator."""
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
+        """Noise that does not depend on the policy, from torch's global generator or the one given."""
 
     @abstractmethod
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -45,8 +45,8 @@ class Head(ABC):
 class GaussianHead(Head):
     """mean + σ ε; :meth:`act` takes the noise scaled by σ."""
 
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        return th.randn(shape).numpy()
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
+        return th.randn(shape, generator=generator).numpy()
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return outputs + noise
@@ -64,9 +64,9 @@ class CategoricalHead(Head):
         self._blocks = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
         self._flat = flat
 
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         tiny = th.finfo(th.float32).tiny
-        return -th.empty(shape).exponential_().clamp_(min=tiny).log_().numpy()
+        return -th.empty(shape).exponential_(generator=generator).clamp_(min=tiny).log_().numpy()
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         perturbed = outputs + noise
@@ -78,8 +78,8 @@ class CategoricalHead(Head):
 class BernoulliHead(Head):
     """logit + logistic noise > 0 is a draw from Bernoulli(sigmoid(logit))."""
 
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        return th.logit(th.rand(shape), eps=th.finfo(th.float32).eps).numpy()
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
+        return th.logit(th.rand(shape, generator=generator), eps=th.finfo(th.float32).eps).numpy()
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return (outputs + noise > 0.0).astype(np.float32)

@@ -34,14 +34,16 @@ def collect_single_path(
     rollout_buffer: RolloutBuffer,
     n_rollout_steps: int,
     make_actor: Callable[[], Actor],
+    visit: Callable[[int], None] | None = None,
 ) -> bool:
     """Fill the buffer with ``n_rollout_steps`` steps of each environment.
 
     :param make_actor: called once callbacks have had their say at the start of the rollout; what they
         change of the policy later is seen at the next rollout
+    :param visit: called with t when the environments are in s_t, before they are stepped
     :return: False if a callback ended the rollout early
     """
-    to_env = _action_transform(algorithm)
+    to_env = action_transform(algorithm)
     rollout_buffer.reset()
     if algorithm.use_sde:
         algorithm.policy.reset_noise(env.num_envs)
@@ -59,6 +61,8 @@ def collect_single_path(
     for n_steps in range(n_rollout_steps):
         if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
             algorithm.policy.reset_noise(env.num_envs)
+        if visit is not None:
+            visit(n_steps)
         acted = actor.act(algorithm._last_obs, n_steps)  # type: ignore[arg-type]
         clipped_actions = to_env(acted.actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -87,7 +91,7 @@ def collect_single_path(
     return True
 
 
-def _action_transform(algorithm: OnPolicyExt) -> Callable[[np.ndarray], np.ndarray]:
+def action_transform(algorithm: OnPolicyExt) -> Callable[[np.ndarray], np.ndarray]:
     """Actions as the policy gave them ↦ actions as the environment takes them."""
     space = algorithm.action_space
     if not isinstance(space, spaces.Box):
@@ -111,9 +115,14 @@ class Transition(NamedTuple):
     def truncated(self) -> Iterator[tuple[int, Any]]:
         """Environments that a time limit stopped, with the observation they stopped at."""
         for index in np.flatnonzero(self.dones):
-            info = self.infos[index]
-            if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
-                yield int(index), info["terminal_observation"]
+            terminal = stopped_at(self.infos[index])
+            if terminal is not None:
+                yield int(index), terminal
+
+
+def stopped_at(info: dict[str, Any]) -> Any:
+    """The observation at which a time limit stopped an episode, None where it was something else."""
+    return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
 
 
 class Recorder(Protocol):

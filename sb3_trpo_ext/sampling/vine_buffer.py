@@ -1,0 +1,196 @@
+"""A rollout buffer whose surrogate comes from branches of the simulator (TRPO paper, section 5.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trpo_ext.checks import require, require_choice, require_count
+from sb3_trpo_ext.objectives import AllActionsSurrogate, Objective, SelfNormalizedSurrogate, center_q_values
+from sb3_trpo_ext.sampling.proposals import MOST_ENUMERATED, FirstActions, Proposal, choices_of
+
+
+class VineSamples(NamedTuple):
+    """SB3's samples, and which transitions of the buffer they are."""
+
+    observations: Any
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    transitions: th.Tensor
+    """Numbers of transitions, environment by environment: e T + t, (B,)."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What the branches from N states of the trunk said.
+
+    :param states: numbers of the transitions that began in these states, e T + t, (N,)
+    :param first: their first actions
+    :param q_values: Q̂, discounted returns of the branches, (N, K); 0 where none was needed
+    :param log_probs: log π_old of the first actions, (N, K)
+    """
+
+    states: np.ndarray
+    first: FirstActions
+    q_values: np.ndarray
+    log_probs: np.ndarray
+
+    def weights(self, is_enumerated: bool) -> np.ndarray:
+        """Weights of the actions at π_old, (N, K), summing to 1 over K: probabilities, or self-normalised."""
+        with np.errstate(divide="ignore"):
+            log_weights = self.log_probs if is_enumerated else self._log_ratios()
+        weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def effective_sample_size(self) -> float:
+        """(Σ w)² / Σ w² over the draws of a state, w = π_old / q; the mean over states, at most K."""
+        draws = self.first.multiplicities
+        w = np.exp(self.log_probs - self.first.log_proposal)
+        return float(np.mean((draws * w).sum(axis=1) ** 2 / (draws * w**2).sum(axis=1)))
+
+    def _log_ratios(self) -> np.ndarray:
+        return self.log_probs - self.first.log_proposal + np.log(self.first.multiplicities)
+
+
+class VineRolloutBuffer(RolloutBuffer):
+    """The trunk as any rollout buffer holds it, and branches from a rollout set of its states.
+
+    From each of N trunk states, drawn uniformly, K branches take one first action each and then follow π_old; their
+    returns Q̂(s_n, a_k) make the surrogate (TRPO paper, section 5.2), in place of the advantages of the trunk. Dict
+    observations are held too: making one for a Dict space gives the class that does.
+
+    :param n_rollout_states: N, at most ``buffer_size * n_envs``
+    :param n_branch_actions: K; ``"all"`` takes every action of a small, finite space
+    :param branch_length: the most steps of a branch
+    :param proposal: q, from which K first actions are drawn: ``"policy"`` is π_old, ``"uniform"`` is uniform in each
+        dimension of a finite space; ``"auto"`` is π_old for Box and uniform otherwise, as in the paper
+    :param common_random_numbers: whether the branches of a state share the policy's noise from their second step
+        on, and the environment's seed
+    :param branch_bootstrap: whether a branch that ``branch_length`` cuts goes on with V
+    :raises ValueError: for a value that cannot work, by name
+    """
+
+    def __new__(cls, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> VineRolloutBuffer:
+        if isinstance(observation_space, spaces.Dict) and not issubclass(cls, DictRolloutBuffer):
+            # the class of a model's buffer is one argument, whatever the observations are
+            cls = VineDictRolloutBuffer if cls is VineRolloutBuffer else type(cls.__name__, (cls, DictRolloutBuffer), {})
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        *,
+        n_rollout_states: int = 128,
+        n_branch_actions: int | Literal["all"] = 4,
+        branch_length: int = 100,
+        proposal: Proposal = "auto",
+        common_random_numbers: bool = True,
+        branch_bootstrap: bool = True,
+    ) -> None:
+        self.branches: Branches | None = None
+        self.n_rollout_states = n_rollout_states
+        self.n_branch_actions = n_branch_actions
+        self.branch_length = branch_length
+        self.proposal = proposal
+        self.common_random_numbers = common_random_numbers
+        self.branch_bootstrap = branch_bootstrap
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device=device,
+            gae_lambda=gae_lambda,
+            gamma=gamma,
+            n_envs=n_envs,
+        )
+        self._check_arguments()
+        if proposal == "auto":
+            self.proposal = "policy" if isinstance(action_space, spaces.Box) else "uniform"
+
+    def _check_arguments(self) -> None:
+        space, size = self.action_space, self.buffer_size * self.n_envs
+        require_count("n_rollout_states", self.n_rollout_states)
+        expected = f"at most n_steps * n_envs = {size}, as the rollout set is drawn from these states"
+        require("n_rollout_states", self.n_rollout_states, self.n_rollout_states <= size, expected)
+        require_count("branch_length", self.branch_length)
+        require_choice("proposal", self.proposal, ("auto", "policy", "uniform"))
+        for name in ("common_random_numbers", "branch_bootstrap"):
+            require_choice(name, getattr(self, name), (True, False))
+        is_finite = not isinstance(space, spaces.Box)
+        if self.is_enumerated:
+            few = is_finite and math.prod(choices_of(space)) <= MOST_ENUMERATED
+            expected = f"an integer for {space}: 'all' needs a finite action space of at most {MOST_ENUMERATED} actions"
+            require("n_branch_actions", self.n_branch_actions, few, expected)
+            return
+        require_count("n_branch_actions", self.n_branch_actions)
+        expected = "'all' or at least 2: one action's self-normalised weight is always 1"
+        require("n_branch_actions", self.n_branch_actions, self.n_branch_actions >= 2, expected)  # type: ignore[operator]
+        expected = f"'auto' or 'policy' for {space}, where a uniform density would leave out actions that the policy takes"
+        require("proposal", self.proposal, is_finite or self.proposal != "uniform", expected)
+
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether every action is taken in each state of the rollout set."""
+        return self.n_branch_actions == "all"
+
+    def reset(self) -> None:
+        super().reset()
+        self.branches = None
+
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> VineSamples:  # type: ignore[override]
+        samples = super()._get_samples(batch_inds, env)
+        fields = {name: getattr(samples, name) for name in VineSamples._fields if hasattr(samples, name)}
+        return VineSamples(**fields, transitions=th.as_tensor(batch_inds, device=self.device))
+
+
+class VineDictRolloutBuffer(VineRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+    """The same for Dict observations."""
+
+
+def vine_surrogate(
+    buffer: VineRolloutBuffer,
+    samples: RolloutBufferSamples,
+    as_taken: Callable[[th.Tensor], th.Tensor],
+    normalize: bool,
+) -> Objective | None:
+    """The surrogate of the branches, or None where the buffer has none.
+
+    :param samples: the whole trunk, in any order
+    :param as_taken: actions (N, D) as the distribution's ``log_prob`` takes them
+    :param normalize: divide Q̂ by its standard deviation: see :func:`~sb3_trpo_ext.objectives.center_q_values`
+    """
+    branches = buffer.branches
+    if branches is None:
+        return None
+    assert isinstance(samples, VineSamples)
+    row_of = th.empty_like(samples.transitions)
+    row_of[samples.transitions] = th.arange(len(row_of), device=row_of.device)
+    states = row_of[th.as_tensor(branches.states, device=row_of.device)]
+    first = branches.first
+    scaled = center_q_values(branches.q_values, branches.weights(buffer.is_enumerated), normalize)
+    actions, q_values, log_proposal, multiplicities = (
+        th.as_tensor(np.ascontiguousarray(array), dtype=th.float32, device=buffer.device)
+        for array in (first.actions, scaled, first.log_proposal, first.multiplicities)
+    )
+    taken = th.stack([as_taken(actions[:, k]) for k in range(actions.shape[1])], dim=1)
+    if buffer.is_enumerated:
+        return AllActionsSurrogate(states, taken, q_values)
+    return SelfNormalizedSurrogate(states, taken, q_values, log_proposal, multiplicities)
