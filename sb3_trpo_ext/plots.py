@@ -1,63 +1,229 @@
-"""Pictures of a training run, from what it logged to TensorBoard."""
+"""Pictures of training from what it logged: ``python -m sb3_trpo_ext.plots LOGDIR [LOGDIR ...]``.
+
+One page a call. Runs below one LOGDIR (``progress.csv`` or TensorBoard files) are taken as seeds of one setting
+and drawn as their median with a band from the least to the greatest; several LOGDIRs stand side by side, a
+column each with common scales. How to read it: docs/diagnostics.md.
+"""
 
 from __future__ import annotations
 
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
+
+from sb3_trpo_ext.checks import require_count
+from sb3_trpo_ext.logs import Log, Points, across_runs, as_log, number_of, read_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# -- drawing ------------------------------------------------------------------------------------------
 
 
-class Series(NamedTuple):
-    """Values of one log key, and the timesteps at which they were logged; both (n,)."""
+class Line(NamedTuple):
+    """One quantity in a panel."""
 
-    steps: np.ndarray
-    values: np.ndarray
+    key: str
+    label: str
+    style: str = "-"
 
 
-def read_tensorboard(folder: Path) -> dict[str, Series]:
-    """The scalars of the newest run below a folder.
+class Panel(NamedTuple):
+    """One question about a run, and the keys that answer it."""
 
-    :raises FileNotFoundError: where there is no TensorBoard event file
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    scale: str = "linear"
+    stacked: bool = False
+
+
+PANELS = (
+    Panel(
+        "Return",
+        "undiscounted",
+        (Line("rollout/ep_rew_mean", "training, last episodes"), Line("eval/mean_reward", "evaluation")),
+    ),
+    Panel(
+        "KL(old ‖ new) against its bound",
+        "nats",
+        (Line("train/kl_divergence_loss", "step taken", "."), Line("trust_region/target_kl", "bound δ", "k--")),
+    ),
+    Panel(
+        "Improvement of the surrogate",
+        "normalised advantage",
+        (Line("trust_region/expected_improvement", "expected", "--"), Line("trust_region/improvement", "actual")),
+    ),
+    Panel("Fraction of the full step taken", "fraction", (Line("trust_region/fraction", "taken", "."),)),
+    Panel("Outcomes of the updates", "updates so far", ()),
+    Panel("Residual of conjugate gradient", "‖g − (F + λI)x‖ / ‖g‖", (Line("trust_region/cg_residual", "residual"),), "log"),
+    Panel("Explained variance of the critic", "1 is perfect", (Line("train/explained_variance", "before the update"),)),
+    Panel(
+        "Where the time went",
+        "seconds an iteration",
+        tuple(Line(f"time/{part}_seconds", part) for part in ("rollout", "policy", "critic")),
+        stacked=True,
+    ),
+)
+
+
+def draw_page(groups: Mapping[str, Sequence[Log]]) -> Figure:
+    """All panels: in two rows for one group of runs; a column for each of several, with common scales.
+
+    :param groups: by title, runs that differ in their seeds
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from matplotlib.figure import Figure
 
-    files = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f"no TensorBoard event file below {folder}")
-    events = EventAccumulator(str(files[-1]), size_guidance={"scalars": 0})
-    events.Reload()
-    return {
-        tag: Series(
-            np.array([event.step for event in events.Scalars(tag)]),
-            np.array([event.value for event in events.Scalars(tag)]),
-        )
-        for tag in events.Tags()["scalars"]
-    }
+    shape = (2, len(PANELS) // 2) if len(groups) == 1 else (len(PANELS), len(groups))
+    figure = Figure(figsize=(4.6 * shape[1], 3.3 * shape[0]), layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False, sharey="row" if len(groups) > 1 else False)
+    # rows are panels, columns are groups
+    for row, panel in zip(axes.reshape(len(PANELS), len(groups)), PANELS, strict=True):
+        for ax, (title, runs) in zip(row, groups.items(), strict=True):
+            _draw_panel(ax, panel, runs)
+            ax.set_title(panel.title if len(groups) == 1 else f"{title}: {panel.title}", fontsize="medium")
+    for title, runs in groups.items():
+        if len(groups) == 1:
+            figure.suptitle(title if len(runs) == 1 else f"{title}: {len(runs)} runs, median, least and greatest")
+    return figure
+
+
+def _draw_panel(ax: Axes, panel: Panel, runs: Sequence[Log]) -> None:
+    lines = panel.lines or _outcome_lines(runs)
+    drawn = _draw_stack(ax, lines, runs) if panel.stacked else [_draw_line(ax, line, runs) for line in lines]
+    if any(drawn):
+        ax.legend(fontsize="small")
+    else:
+        ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes, color="grey")
+    ax.set(xlabel="timesteps", ylabel=panel.unit, yscale=panel.scale)
+    ax.locator_params(axis="x", nbins=5)
+    ax.grid(alpha=0.3)
+
+
+def _outcome_lines(runs: Sequence[Log]) -> list[Line]:
+    """Which outcomes came up is known from the log alone."""
+    keys = sorted({key for run in runs for key in run if key.startswith("outcome/")})
+    return [Line(key, key.removeprefix("outcome/").replace("_", " ")) for key in keys]
+
+
+def _draw_line(ax: Axes, line: Line, runs: Sequence[Log]) -> bool:
+    """Median and band of one quantity; whether it was logged."""
+    found = across_runs(runs, line.key)
+    if found is None:
+        return False
+    steps, values = found
+    (drawn,) = ax.plot(steps, np.median(values, axis=0), line.style, label=line.label, lw=1.3, ms=3.0)
+    if len(values) > 1:
+        ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=drawn.get_color(), alpha=0.2, lw=0)
+    return True
+
+
+def _draw_stack(ax: Axes, lines: Sequence[Line], runs: Sequence[Log]) -> list[bool]:
+    """Medians on top of one another."""
+    found = {line.label: logged for line in lines if (logged := across_runs(runs, line.key)) is not None}
+    if not found:
+        return []
+    steps = min((steps for steps, _ in found.values()), key=len)
+    heights = [np.interp(steps, at, np.median(values, axis=0)) for at, values in found.values()]
+    ax.stackplot(steps, heights, labels=list(found), alpha=0.8)
+    return [True]
+
+
+def save_page(groups: Mapping[str, Sequence[Log]], picture: Path) -> None:
+    """Draw the page into a file, which is there whole or as it was before."""
+    unfinished = picture.with_name(f".unfinished-{picture.name}")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_page(groups).savefig(unfinished, dpi=110)
+    unfinished.replace(picture)
 
 
 def draw_training(folder: Path, picture: Path) -> None:
-    """The learning curve, and the KL of each update against its bound, as one PNG.
+    """The page of the runs below one folder, as one PNG.
 
-    :param folder: holds the TensorBoard log of the run
+    :param folder: holds ``progress.csv`` or TensorBoard files
     :param picture: where to write
     """
-    import matplotlib
+    save_page({folder.name: read_runs(folder)}, picture)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    log = read_tensorboard(folder)
-    figure, (learning, trust) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for tag, label in (("rollout/ep_rew_mean", "training, last 100 episodes"), ("eval/mean_reward", "evaluation")):
-        if tag in log:
-            learning.plot(log[tag].steps, log[tag].values, label=label)
-    learning.set(xlabel="timesteps", ylabel="return", title="Learning curve")
-    trust.plot(log["train/kl_divergence_loss"].steps, log["train/kl_divergence_loss"].values, ".", label="KL(old ‖ new)")
-    trust.plot(log["trust_region/target_kl"].steps, log["trust_region/target_kl"].values, "k--", label="bound δ")
-    trust.set(xlabel="timesteps", ylabel="nats", title="KL of each update against its bound", ylim=(0.0, None))
-    for axes in (learning, trust):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
+# -- while training ------------------------------------------------------------------------------------
+
+
+class _Recorder(KVWriter):
+    """An output of SB3's logger that keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.points: Points = defaultdict(list)
+        self.writes = 0
+        self.after_write: Callable[[], None] = lambda: None
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        for key, value in key_values.items():
+            number = number_of(value)
+            if number is not None:
+                self.points[key].append((step, number))
+        self.writes += 1
+        self.after_write()
+
+    def close(self) -> None:
+        pass
+
+
+class TrainingPage(BaseCallback):
+    """Writes the page of :mod:`sb3_trpo_ext.plots` while training goes on, and at its end.
+
+    :param picture: the file to write
+    :param every: how many times SB3's logger writes (once an iteration by default) between two pages
+    :raises ValueError: for an ``every`` below 1
+    """
+
+    def __init__(self, picture: str | Path, every: int = 20, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        require_count("every", every)
+        self.picture = Path(picture)
+        self.every = every
+        self._recorder = _Recorder()
+
+    def _on_training_start(self) -> None:
+        self._recorder.after_write = self._write_when_due
+        self.logger.output_formats.append(self._recorder)
+
+    def _write_when_due(self) -> None:
+        if self._recorder.writes % self.every == 0:
+            self.write()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.logger.output_formats.remove(self._recorder)
+        self.write()
+
+    def write(self) -> None:
+        """Write the page of what has been logged so far."""
+        title = f"{type(self.model).__name__}, {self.num_timesteps:,} steps"
+        save_page({title: [as_log(self._recorder.points)]}, self.picture)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="LOGDIR")
+    parser.add_argument("--out", type=Path, default=Path("training.png"), help="the picture to write (training.png)")
+    arguments = parser.parse_args()
+    try:
+        groups = {str(folder): read_runs(folder) for folder in arguments.folders}
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    save_page(groups, arguments.out)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

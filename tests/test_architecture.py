@@ -13,7 +13,7 @@ FLOORS = [
     r"checks|distributions|observations|objectives|standard_policies",
     r"trust_region|policy_problem|critic|critic\..*|sampling\..*",
     r"algorithms\..*",
-    r"zoo\..*|plots|zoo|lab\..*|lab",
+    r"zoo\..*|plots|logs|testing|zoo|lab\..*|lab",
 ]
 
 

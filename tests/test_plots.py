@@ -1,22 +1,106 @@
+"""The page is drawn from what real runs logged, whichever way they logged it."""
+
+import sys
+
 import numpy as np
 import pytest
+from stable_baselines3.common.logger import configure
 
 from sb3_trpo_ext import TRPOExt
-from sb3_trpo_ext.plots import draw_training, read_tensorboard
+from sb3_trpo_ext.logs import read_runs, read_tensorboard
+from sb3_trpo_ext.plots import PANELS, TrainingPage, draw_page, draw_training, main
 from tests.envs import Walk, limited
 
+PNG = b"\x89PNG"
 
-def test_a_picture_of_a_run(tmp_path):
-    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu", tensorboard_log=str(tmp_path), target_kl=0.03)
-    model.learn(256)
+
+def train(folder, formats, seed=0, callback=None):
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu", target_kl=0.03, seed=seed)
+    model.set_logger(configure(str(folder), formats))
+    model.learn(256, callback=callback)
     model.logger.close()
+    return model
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    for seed in range(3):
+        train(folder / str(seed), ["csv"], seed)
+    return folder
+
+
+def axes_by_title(figure):
+    return {ax.get_title(): ax for ax in figure.axes}
+
+
+def labels(ax):
+    return ax.get_legend_handles_labels()[1]
+
+
+def test_a_picture_of_a_tensorboard_run(tmp_path):
+    train(tmp_path, ["tensorboard"])
     log = read_tensorboard(tmp_path)
     assert (log["train/kl_divergence_loss"].values <= 0.03 + 1e-6).all()
     np.testing.assert_allclose(log["trust_region/target_kl"].values, 0.03, rtol=1e-6)
     draw_training(tmp_path, tmp_path / "run.png")
-    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run.png").read_bytes().startswith(PNG)
 
 
-def test_no_log_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no TensorBoard event file below"):
-        read_tensorboard(tmp_path)
+def test_every_panel_shows_what_was_logged(seeds):
+    runs = read_runs(seeds)
+    axes = axes_by_title(draw_page({"seeds": runs[:1]}))
+    assert list(axes) == [panel.title for panel in PANELS]
+    assert labels(axes["KL(old ‖ new) against its bound"]) == ["step taken", "bound δ"]
+    assert labels(axes["Improvement of the surrogate"]) == ["expected", "actual"]
+    assert "accepted" in labels(axes["Outcomes of the updates"])
+    assert labels(axes["Where the time went"]) == ["rollout", "policy", "critic"]
+    # what is drawn is what was logged
+    drawn = axes["Explained variance of the critic"].lines[0].get_xydata()
+    np.testing.assert_array_equal(drawn.T, np.array(runs[0]["train/explained_variance"]))
+
+
+def test_seeds_are_a_median_with_a_band(seeds):
+    ax = axes_by_title(draw_page({"seeds": read_runs(seeds)}))["Return"]
+    values = np.array([run["rollout/ep_rew_mean"].values for run in read_runs(seeds)])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(values, axis=0))
+    (band,) = ax.collections
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert edges.min() == pytest.approx(values.min()) and edges.max() == pytest.approx(values.max())
+
+
+def test_two_settings_stand_side_by_side_on_one_scale(seeds):
+    runs = read_runs(seeds)
+    figure = draw_page({"a": runs[:1], "b": [{"rollout/ep_rew_mean": runs[1]["rollout/ep_rew_mean"]}]})
+    axes = axes_by_title(figure)
+    assert len(axes) == 2 * len(PANELS)
+    assert axes["a: Return"].get_ylim() == axes["b: Return"].get_ylim()
+    # a run of another library logs less, which is said
+    assert [text.get_text() for text in axes["b: Where the time went"].texts] == ["not logged"]
+
+
+def test_the_page_while_training(tmp_path, monkeypatch):
+    pages = []
+    monkeypatch.setattr(TrainingPage, "write", lambda self: pages.append(self.num_timesteps))
+    model = train(tmp_path, ["csv"], callback=TrainingPage(tmp_path / "page.png", every=2))
+    assert pages == [128, 256, 256]
+    assert len(model.logger.output_formats) == 1
+
+
+def test_the_page_at_the_end(tmp_path):
+    train(tmp_path, [], callback=TrainingPage(tmp_path / "new" / "page.png"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.png"]
+    assert (tmp_path / "new" / "page.png").read_bytes().startswith(PNG)
+    with pytest.raises(ValueError, match="every"):
+        TrainingPage("page.png", every=0)
+
+
+def test_the_command(seeds, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.png"
+    monkeypatch.setattr(sys, "argv", ["plots", str(seeds / "0"), str(seeds), "--out", str(page)])
+    main()
+    assert page.read_bytes().startswith(PNG) and str(page) in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["plots", "nowhere"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no progress.csv and no TensorBoard event file below nowhere" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """``python -m sb3_trpo_ext.zoo VERB ...``: rl_zoo3's verbs, our algorithms included.
 
-Without ``--conf-file``, ``train --algo trpo_ext`` uses the hyperparameters that come with the package.
+Without ``--conf-file``, ``train`` with one of our algorithms uses the hyperparameters that come with the package.
 """
 
 from __future__ import annotations
@@ -10,7 +10,27 @@ import sys
 
 from sb3_trpo_ext.zoo.registration import ALGORITHMS, config_path, register
 
-VERBS = ("train", "enjoy", "plot_train", "all_plots", "plot_from_file")
+VERBS = {
+    "train": "train, resume (-i MODEL) or search hyperparameters (-optimize)",
+    "enjoy": "watch or evaluate a trained model",
+    "plot_train": "plot training returns of runs below a log folder",
+    "all_plots": "gather evaluations of several runs into curves, a table and a file",
+    "plot_from_file": "plot what all_plots gathered",
+}
+
+
+def usage() -> str:
+    """What to type, verb by verb, with our algorithms by name."""
+    width = max(map(len, VERBS))
+    return "\n".join(
+        [
+            f"usage: python -m sb3_trpo_ext.zoo {{{','.join(VERBS)}}} ...",
+            "",
+            *(f"  {verb.ljust(width)}  {meaning}" for verb, meaning in VERBS.items()),
+            "",
+            f"values of --algo that are ours: {', '.join(ALGORITHMS)}; VERB --help tells the options",
+        ]
+    )
 
 
 def with_own_config(arguments: list[str]) -> list[str]:
@@ -25,13 +45,16 @@ def with_own_config(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
-        got = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        sys.exit(f"usage: python -m sb3_trpo_ext.zoo {{{','.join(VERBS)}}} ...; got {got}")
+    verb = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+    if verb in ("-h", "--help"):
+        print(usage())
+        return
+    if verb not in VERBS:
+        sys.exit(f"{usage()}\n\nexpected one of the verbs, got {verb}")
     register()
     from rl_zoo3.cli import main as rl_zoo3_main
 
-    if sys.argv[1] == "train":
+    if verb == "train":
         sys.argv[2:] = with_own_config(sys.argv[2:])
     rl_zoo3_main()
 

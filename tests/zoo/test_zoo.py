@@ -1,17 +1,24 @@
 """The Zoo's verbs for real, on a small budget, each in a process of its own."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import optuna
 import pytest
+import rl_zoo3
 import yaml
+from gymnasium import spaces
 
 from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.zoo import config_path, register
-from sb3_trpo_ext.zoo.__main__ import with_own_config
-from sb3_trpo_ext.zoo.registration import convert_trpo_ext_params, sample_trpo_ext_params
+from sb3_trpo_ext.zoo.__main__ import VERBS, main, with_own_config
+from sb3_trpo_ext.zoo.registration import ALGORITHMS, convert_trpo_ext_params, sample_trpo_ext_params
 from tests.envs import Walk
 
 
@@ -21,6 +28,27 @@ def zoo(*arguments, cwd, expect=0):
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+@pytest.fixture
+def plot(monkeypatch, capsys):
+    """A plotting verb in this process: what it prints, and the curves that it would have shown."""
+
+    def plotted(folder, *arguments):
+        curves = []
+
+        def show():
+            curves.extend(line.get_xydata() for n in plt.get_fignums() for ax in plt.figure(n).axes for line in ax.lines)
+            plt.close("all")
+
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(plt, "show", show)
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out, curves
+
+    with plt.rc_context():
+        yield plotted
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +89,59 @@ def test_optimize(tmp_path):
     assert "Best trial" in output
 
 
-def test_help_names_our_algorithm(tmp_path):
-    assert "trpo_ext" in zoo("train", "--help", cwd=tmp_path)
+@pytest.mark.filterwarnings("ignore")
+def test_plot_train(trained, plot):
+    folder, _ = trained
+    _, curves = plot(folder, "plot_train", "--algo", "trpo_ext", "--env", "CartPole-v1", "-f", "logs", "-w", 5)
+    assert curves and all(len(curve) > 10 for curve in curves)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_all_plots_and_plot_from_file(trained, plot):
+    folder, _ = trained
+    for seed in (1, 2):  # one run alone is passed over by plot_from_file
+        shutil.copytree(folder / "logs/trpo_ext/CartPole-v1_1", folder / f"two/trpo_ext/CartPole-v1_{seed}")
+    options = ("-a", "trpo_ext", "-e", "CartPole-v1", "-f", "two", "--no-million", "-o", "gathered")
+    table, (gathered,) = plot(folder, "all_plots", *options)
+    assert "TRPO_EXT" in table
+    evaluations = np.load(folder / "logs" / "trpo_ext" / "CartPole-v1_1" / "evaluations.npz")
+    np.testing.assert_allclose(gathered, np.array([evaluations["timesteps"], evaluations["results"].mean(axis=1)]).T)
+    _, curves = plot(folder, "plot_from_file", "-i", "gathered.pkl", "--no-million")
+    np.testing.assert_array_equal(curves[0], gathered)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["enjoy", "--help"]])
+def test_help_names_our_algorithms(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    with contextlib.suppress(SystemExit):
+        main()
+    output = capsys.readouterr().out
+    assert all(name in output for name in ALGORITHMS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["zoo", verb, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "--env" in capsys.readouterr().out or verb == "plot_from_file"
 
 
 def test_a_verb_that_does_not_exist_is_named(tmp_path):
     output = zoo("tarin", cwd=tmp_path, expect=1)
     assert "{train,enjoy" in output and "got tarin" in output
+
+
+def test_v4_names_have_the_entries_of_v5():
+    file = entries()
+    v5 = [name for name in file if name.endswith("-v5")]
+    assert v5 and all(file[name.replace("-v5", "-v4")] == file[name] for name in v5)
+
+
+def test_what_the_zoo_tunes_and_installs_here_is_covered():
+    zoo_file = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
+    theirs = {name for name in yaml.safe_load(zoo_file.read_text()) if "Bullet" not in name}
+    assert theirs <= set(entries())
 
 
 def test_our_file_is_taken_where_none_is_named():
@@ -97,7 +171,10 @@ def entries():
 def test_every_entry_of_the_file_is_understood(environment):
     entry = entries()[environment]
     arguments = {key: value for key, value in entry.items() if key not in zoo_only()}
-    TRPOExt(entry["policy"], Walk(), device="cpu", **arguments)
+    images = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    env = Walk(observation_space=images if entry["policy"] == "CnnPolicy" else None)
+    model = TRPOExt(entry["policy"], env, device="cpu", **arguments)
+    assert all(getattr(model, name) == value for name, value in arguments.items())
 
 
 def test_the_sampler_gives_arguments_that_the_constructor_takes():

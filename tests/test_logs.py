@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from sb3_trpo_ext.logs import Series, across_runs, read_progress, read_runs, read_tensorboard
+
+HEADER = "time/total_timesteps,rollout/ep_rew_mean,train/loss,note\n"
+
+
+def series(steps, values):
+    return Series(np.array(steps, dtype=float), np.array(values, dtype=float))
+
+
+def test_cells_without_a_number_are_left_out(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text(HEADER + "64,-3.5,,words\n128,nan,0.25,\n192,-2.5,inf,\n")
+    log = read_progress(path)
+    assert set(log) == {"time/total_timesteps", "rollout/ep_rew_mean", "train/loss"}
+    np.testing.assert_array_equal(log["rollout/ep_rew_mean"], [[64.0, 192.0], [-3.5, -2.5]])
+    np.testing.assert_array_equal(log["train/loss"], [[128.0], [0.25]])
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", HEADER])
+def test_a_table_without_timesteps_is_refused(tmp_path, content):
+    path = tmp_path / "progress.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"progress.csv: expected rows with numbers in a column time/total_timesteps"):
+        read_progress(path)
+
+
+def test_runs_below_a_folder(tmp_path):
+    for seed in range(3):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "progress.csv").write_text(HEADER + f"64,{seed},,\n")
+    # a run that wrote both is one run
+    (tmp_path / "0" / "events.out.tfevents.1").write_bytes(b"")
+    assert [run["rollout/ep_rew_mean"].values.tolist() for run in read_runs(tmp_path)] == [[0.0], [1.0], [2.0]]
+
+
+def test_no_log_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no TensorBoard event file below"):
+        read_tensorboard(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no progress.csv and no TensorBoard event file below"):
+        read_runs(tmp_path)
+
+
+def test_runs_are_compared_as_far_as_all_of_them_go():
+    runs = [{"a": series([0, 10, 20], [0, 1, 2])}, {"a": series([5, 15], [1, 3])}, {"b": series([0], [0])}]
+    steps, values = across_runs(runs, "a")
+    np.testing.assert_array_equal(steps, [0.0, 10.0])
+    np.testing.assert_array_equal(values, [[0.0, 1.0], [1.0, 2.0]])
+    assert across_runs(runs, "c") is None
+    assert across_runs([{"a": series([10], [1])}, {"a": series([5], [1])}], "a") is None
