@@ -5,7 +5,7 @@
 
 A run's score is the mean undiscounted return of 20 deterministic episodes with the last policy; the
 mean of the last 100 training episodes is kept beside it. Seeds from 100 up: none of them is reported
-as a benchmark result.
+as a benchmark result. The report compares each variant with the first of its group.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _measure import print_table
+from _scores import interval, probability_of_improvement
+from rliable import metrics
 
 ENVIRONMENTS = {
     "HalfCheetah-v5": 200_000,
@@ -110,16 +113,46 @@ def run_all(group: str, out: Path, seeds: list[int], jobs: int, environments: li
         list(pool.map(lambda spec: run(*spec), itertools.product(seeds, environments, GROUPS[group])))
 
 
-def report(group: str, out: Path, key: str) -> None:
-    """Mean and spread per environment and variant."""
-    for env_id in ENVIRONMENTS:
-        print(f"\n{env_id}")
-        for variant in GROUPS[group]:
-            results = [json.loads(path.read_text()) for path in sorted(out.glob(f"{variant}-{env_id}-*.json"))]
-            if results:
-                scores = np.array([result[key] for result in results])
-                seconds = np.mean([result["seconds"] for result in results])
-                print(f"  {variant:16} n={len(scores)}  {scores.mean():9.1f} ± {scores.std():7.1f}   {seconds:5.0f} s")
+def scores_of(out: Path, variant: str, env_id: str, key: str) -> np.ndarray:
+    """Of the runs there are, by seed, (runs,)."""
+    paths = sorted(out.glob(f"{variant}-{env_id}-*.json"))
+    return np.array([json.loads(path.read_text())[key] for path in paths])
+
+
+def report(group: str, out: Path, key: str, environments: list[str]) -> None:
+    """Mean and spread per environment and variant; each variant against the group's first."""
+    first, *others = GROUPS[group]
+    rows = []
+    for env_id in environments:
+        scores = {variant: scores_of(out, variant, env_id, key) for variant in GROUPS[group]}
+        cells = [f"{x.mean():.1f} ± {x.std():.1f} (n={len(x)})" if len(x) else "not run" for x in scores.values()]
+        rows.append((env_id, *cells))
+    print_table(f"Returns, {key}", ("", *GROUPS[group]), rows)
+    for variant in others:
+        compare(first, variant, out, key, environments)
+
+
+def compare(first: str, variant: str, out: Path, key: str, environments: list[str]) -> None:
+    """Probability of improvement and ratio of interquartile means, both sides resampled, 95% bootstrap intervals."""
+    pairs = {env_id: [scores_of(out, name, env_id, key) for name in (variant, first)] for env_id in environments}
+    complete = {env_id: pair for env_id, pair in pairs.items() if min(map(len, pair)) > 1}
+    if not complete:
+        return
+    rows = []
+    for env_id, pair in complete.items():
+        columns = [scores[:, None] for scores in pair]
+        rows.append((env_id, interval(probability_of_improvement, *columns), interval(ratio_of_means, *columns)))
+    n = min(len(scores) for pair in complete.values() for scores in pair)
+    pooled = [np.stack([pair[side][:n] for pair in complete.values()], axis=1) for side in (0, 1)]
+    rows.append((f"pooled, {n} runs each", interval(probability_of_improvement, *pooled), ""))
+    header = ("", "probability of improvement", "ratio of interquartile means")
+    print_table(f"{variant} against {first}", header, rows)
+
+
+def ratio_of_means(scores: np.ndarray, reference: np.ndarray) -> float:
+    """Interquartile mean over interquartile mean; returns below zero are costs, and the ratio is the other way round."""
+    ours, theirs = metrics.aggregate_iqm(scores), metrics.aggregate_iqm(reference)
+    return float(theirs / ours if theirs < 0.0 else ours / theirs)
 
 
 def main() -> None:
@@ -146,7 +179,7 @@ def main() -> None:
     elif arguments.command == "run":
         run_all(arguments.group, arguments.out, arguments.seeds, arguments.jobs, arguments.envs)
     else:
-        report(arguments.group, arguments.out, arguments.key)
+        report(arguments.group, arguments.out, arguments.key, arguments.envs)
 
 
 if __name__ == "__main__":
