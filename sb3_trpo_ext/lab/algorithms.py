@@ -1,4 +1,4 @@
-"""Exact algorithms: each is a generator that yields its start and then every iterate, for as long as it is asked.
+"""Exact algorithms: each yields its start and then every iterate, for as long as it is asked.
 
 ``list(itertools.islice(natural_policy_gradient(mdp, policy, step_size=1.0), 50))`` is a history.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +24,10 @@ from sb3_trpo_ext.lab.bounds import (
     penalty_coefficient,
 )
 from sb3_trpo_ext.lab.mdp import FiniteMDP, PolicyValues, evaluate, greedy
-from sb3_trpo_ext.lab.policies import ExactProblem, natural_gradient, parameters_of, policy_gradient, probabilities
+from sb3_trpo_ext.lab.policies import Constraint, ExactProblem, natural_gradient, parameters_of, policy_gradient, probabilities
 from sb3_trpo_ext.trust_region import TrustRegionSettings, trust_region_step
+
+StepSize = float | Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class Iterate:
     step: float = 0.0
 
 
-def _start(mdp: FiniteMDP, pi: np.ndarray) -> Iterate:
+def _iterate(mdp: FiniteMDP, pi: np.ndarray, step: Callable[[PolicyValues], Iterate]) -> Iterator[Iterate]:
     values = evaluate(mdp, pi)
-    return Iterate(values, values.eta)
+    iterate = Iterate(values, values.eta)
+    while True:
+        yield iterate
+        iterate = step(iterate.values)
 
 
 def _moved(mdp: FiniteMDP, old: PolicyValues, pi: np.ndarray, lower_bound: float = -np.inf, step: float = 1.0) -> Iterate:
@@ -61,14 +66,13 @@ def conservative_policy_iteration(mdp: FiniteMDP, pi: np.ndarray) -> Iterator[It
 
     :param pi: where to start, (S, A)
     """
-    iterate = _start(mdp, pi)
-    while True:
-        yield iterate
-        old = iterate.values
+
+    def step(old: PolicyValues) -> Iterate:
         better = greedy(old)
         alpha = _best_mixture(old, better)
-        bound = mixture_lower_bound(old, better, alpha)
-        iterate = _moved(mdp, old, mixture(old.pi, better, alpha), bound, alpha)
+        return _moved(mdp, old, mixture(old.pi, better, alpha), mixture_lower_bound(old, better, alpha), alpha)
+
+    return _iterate(mdp, pi, step)
 
 
 def _best_mixture(old: PolicyValues, better: np.ndarray) -> float:
@@ -92,25 +96,22 @@ def monotone_policy_iteration(mdp: FiniteMDP, pi: np.ndarray) -> Iterator[Iterat
     :param pi: where to start, (S, A), every probability positive
     :raises ValueError: if a probability is zero
     """
-    iterate = _start(mdp, _positive(pi))
-    while True:
-        yield iterate
-        old = iterate.values
-        pi = _penalised_maximum(old, penalty_coefficient(old))
-        bound = kl_lower_bound(old, pi)
+
+    def step(old: PolicyValues) -> Iterate:
+        C = penalty_coefficient(old)
+        if C == 0.0:
+            return _moved(mdp, old, greedy(old), kl_lower_bound(old, greedy(old)))
+        log_k = _crossing(lambda log_ks: _tilted(old, _at_kl(old, log_ks)).price @ old.rho - C, *_LOG_KL_RANGE)
+        new = _tilted(old, _at_kl(old, log_k)).pi[0]
+        bound = kl_lower_bound(old, new)
         # what rounding makes worse is not the maximum
-        iterate = _moved(mdp, old, pi, bound) if bound >= old.eta else Iterate(old, old.eta)
+        return _moved(mdp, old, new, bound) if bound >= old.eta else Iterate(old, old.eta)
 
-
-def _penalised_maximum(old: PolicyValues, C: float) -> np.ndarray:
-    if C == 0.0:
-        return greedy(old)
-    log_k = _crossing(lambda log_ks: _tilted(old, _at_kl(old, log_ks)).price @ old.rho - C, *_LOG_KL_RANGE)
-    return _tilted(old, _at_kl(old, log_k)).pi[0]
+    return _iterate(mdp, _positive(pi), step)
 
 
 def trust_region_policy_iteration(
-    mdp: FiniteMDP, pi: np.ndarray, target_kl: float, constraint: str = "mean"
+    mdp: FiniteMDP, pi: np.ndarray, target_kl: float, constraint: Constraint = "mean"
 ) -> Iterator[Iterate]:
     """π ← argmax_π̃ L_π(π̃) subject to the true constraint, KL ≤ δ (notes, eq. ppo.1; survey, eqs. 43 and 45).
 
@@ -123,22 +124,16 @@ def trust_region_policy_iteration(
     """
     require_real("target_kl", target_kl, 0.0, open_below=True)
     require_choice("constraint", constraint, ("mean", "max"))
-    iterate = _start(mdp, _positive(pi))
-    while True:
-        yield iterate
-        old = iterate.values
-        iterate = _moved(mdp, old, _constrained_maximum(old, target_kl, constraint))
 
+    def step(old: PolicyValues) -> Iterate:
+        if constraint == "max":
+            log_x = _at_kl(old, np.log([target_kl]))
+        else:
+            # one price for all states, at which the mean KL is δ
+            log_x = _at_price(old, _crossing(lambda log_prices: _mean_kls(old, log_prices) - target_kl, *_LOG_RANGE))
+        return _moved(mdp, old, _tilted(old, log_x).pi[0])
 
-def _constrained_maximum(old: PolicyValues, target_kl: float, constraint: str) -> np.ndarray:
-    if constraint == "max":
-        return _tilted(old, _at_kl(old, np.log([target_kl]))).pi[0]
-    # one price for all states, at which the mean KL is δ
-    log_price = _crossing(lambda log_prices: _mean_kls(old, log_prices) - target_kl, *_LOG_RANGE)
-    return _tilted(old, _at_price(old, log_price)).pi[0]
-
-
-StepSize = float | Callable[[int], float]
+    return _iterate(mdp, _positive(pi), step)
 
 
 def gradient_ascent(
@@ -152,13 +147,16 @@ def gradient_ascent(
     :param policy: moved at every step
     :param step_size: α, for ρ unnormalised; or α_k as a function of k = 0, 1, …
     """
-    parameters = parameters_of(policy, mdp.shape[0])
-    iterate = _start(mdp, probabilities(policy, mdp.shape[0]))
-    for k in count():
-        yield iterate
-        alpha = step_size(k) if callable(step_size) else step_size
-        parameters.write(parameters.read() + th.as_tensor(alpha * direction(policy, iterate.values)))
-        iterate = _moved(mdp, iterate.values, probabilities(policy, mdp.shape[0]), step=alpha)
+    n_states = mdp.shape[0]
+    parameters = parameters_of(policy, n_states)
+    step_sizes = map(step_size, count()) if callable(step_size) else repeat(step_size)
+
+    def step(old: PolicyValues) -> Iterate:
+        alpha = next(step_sizes)
+        parameters.write(parameters.read() + th.as_tensor(alpha * direction(policy, old)))
+        return _moved(mdp, old, probabilities(policy, n_states), step=alpha)
+
+    return _iterate(mdp, probabilities(policy, n_states), step)
 
 
 def natural_policy_gradient(mdp: FiniteMDP, policy: nn.Module, step_size: StepSize) -> Iterator[Iterate]:
@@ -170,14 +168,15 @@ def natural_policy_gradient(mdp: FiniteMDP, policy: nn.Module, step_size: StepSi
 
 
 def exact_trpo(
-    mdp: FiniteMDP, policy: nn.Module, settings: TrustRegionSettings, constraint: str = "mean"
+    mdp: FiniteMDP, policy: nn.Module, settings: TrustRegionSettings, constraint: Constraint = "mean"
 ) -> Iterator[Iterate]:
     """θ by :func:`trust_region_step`, :class:`TRPOExt`'s own, on an :class:`ExactProblem`, in place (notes, eq. ls.1)."""
-    iterate = _start(mdp, probabilities(policy, mdp.shape[0]))
-    while True:
-        yield iterate
+
+    def step(old: PolicyValues) -> Iterate:
         report = trust_region_step(ExactProblem(mdp, policy, constraint), settings)
-        iterate = _moved(mdp, iterate.values, probabilities(policy, mdp.shape[0]), step=report.fraction)
+        return _moved(mdp, old, probabilities(policy, mdp.shape[0]), step=report.fraction)
+
+    return _iterate(mdp, probabilities(policy, mdp.shape[0]), step)
 
 
 class _Tilted(NamedTuple):

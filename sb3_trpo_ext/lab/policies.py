@@ -7,7 +7,7 @@ logits depend on, in the module's order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -20,6 +20,8 @@ from sb3_trpo_ext.lab.mdp import FiniteMDP, PolicyValues, evaluate
 from sb3_trpo_ext.numerics.curvature import AutogradLinearization
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.trust_region import Evaluation
+
+Constraint = Literal["mean", "max"]
 
 
 class TabularSoftmax(nn.Module):
@@ -165,7 +167,7 @@ class ExactProblem:
     :raises ValueError: for another constraint
     """
 
-    def __init__(self, mdp: FiniteMDP, policy: nn.Module, constraint: str = "mean") -> None:
+    def __init__(self, mdp: FiniteMDP, policy: nn.Module, constraint: Constraint = "mean") -> None:
         require_choice("constraint", constraint, ("mean", "max"))
         self.policy, self.constraint = policy, constraint
         self.parameters = parameters_of(policy, mdp.shape[0])

@@ -170,16 +170,14 @@ def test_at_the_optimum_nothing_moves():
 
 
 def test_arguments_are_checked():
-    mdp = random_mdp(2, 2)
-    pi = np.array([[0.5, 0.5], [1.0, 0.0]])
-    for algorithm in (monotone_policy_iteration(mdp, pi), trust_region_policy_iteration(mdp, pi, 0.1)):
+    mdp, even = random_mdp(2, 2), np.full((2, 2), 0.5)
+    for algorithm in (monotone_policy_iteration, lambda mdp, pi: trust_region_policy_iteration(mdp, pi, 0.1)):
         with pytest.raises(ValueError, match=r"pi\[1, 1\] must be positive, got 0.0"):
-            next(algorithm)
-    pi = np.full((2, 2), 0.5)
+            algorithm(mdp, np.array([[0.5, 0.5], [1.0, 0.0]]))
     with pytest.raises(ValueError, match="target_kl must be a number in"):
-        next(trust_region_policy_iteration(mdp, pi, 0.0))
+        trust_region_policy_iteration(mdp, even, 0.0)
     with pytest.raises(ValueError, match="constraint must be one of 'mean', 'max', got 'median'"):
-        next(trust_region_policy_iteration(mdp, pi, 0.1, "median"))
+        trust_region_policy_iteration(mdp, even, 0.1, "median")
 
 
 def test_policies_are_moved_in_place():
