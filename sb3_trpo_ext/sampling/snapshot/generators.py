@@ -85,3 +85,13 @@ def restore_generators(states: list[tuple[str, Any]], slots: Iterable[Slot], own
             restored[number] = new_generator(kind)
         set_state(restored[number], state)
     return restored
+
+
+def global_states() -> tuple[Any, Any]:
+    """Of the process's own generators: NumPy's and Python's."""
+    return np.random.get_state(), random.getstate()
+
+
+def set_global_states(states: tuple[Any, Any]) -> None:
+    np.random.set_state(states[0])
+    random.setstate(states[1])

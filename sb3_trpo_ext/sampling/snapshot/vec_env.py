@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.sampling.snapshot.errors import BranchError, SnapshotError, WorkerDiedError
+from sb3_trpo_ext.sampling.snapshot import workers
+from sb3_trpo_ext.sampling.snapshot.errors import BranchError, SnapshotError
+from sb3_trpo_ext.sampling.snapshot.generators import global_states, set_global_states
 from sb3_trpo_ext.sampling.snapshot.vec_layers import vec_layers
 from sb3_trpo_ext.sampling.snapshot.wrapper import BRANCH_ERROR, SnapshotWrapper
 
@@ -48,18 +50,17 @@ class VecSimulator:
     def _require_wrapped(self) -> None:
         if not all(self.venv.env_is_wrapped(SnapshotWrapper)):
             raise SnapshotError(f"the environments are not wrapped in SnapshotWrapper: {HOW_TO_WRAP}")
-        outermost = self._call("class_name")
-        for name in outermost:
+        for name in self.venv.env_method("class_name"):
             if name != SnapshotWrapper.__name__:
                 raise SnapshotError(f"layer {name} is outside of SnapshotWrapper, which must be outermost: {HOW_TO_WRAP}")
-        signatures = self.venv.get_attr("snapshot_signature")
+        signatures = self._call("signature")
         for signature in signatures:
             if signature != signatures[0]:
                 raise SnapshotError(f"the environments differ: snapshots of\n  {signatures[0]}\ndo not fit\n  {signature}")
 
     def snapshot(self, index: int) -> VecSnapshot:
         """Where environment ``index`` stands."""
-        (env,) = self._call("snapshot", indices=index)
+        (env,) = self._call("snapshot", index=index)
         return VecSnapshot(env, tuple(layer.row(index) for layer in self._layers))
 
     @contextmanager
@@ -72,16 +73,18 @@ class VecSimulator:
         """
         if self._branching:
             raise RuntimeError("branches do not branch: this VecSimulator is branching already")
-        self._call("begin_branches")
-        self._branching = True
+        random_states = global_states()
         for layer in self._layers:
             layer.freeze()
+        self._branching = True
         try:
+            self._call("begin_branches")
             yield
         finally:
             self._branching = False
             for layer in self._layers:
                 layer.thaw()
+            set_global_states(random_states)
             self._call("end_branches")
 
     def restore(self, index: int, snapshot: VecSnapshot, seed: int | None = None) -> Any:
@@ -91,7 +94,7 @@ class VecSimulator:
         :return: its last observation as it leaves the stack, without the axis of environments
         """
         self._require_branching()
-        (observation,) = self._call("restore", snapshot.env, seed, indices=index)
+        (observation,) = self._call("restore", snapshot.env, seed, index=index)
         for layer, row in zip(self._layers, snapshot.rows, strict=True):
             layer.set_row(index, row)
             observation = layer.observe(index, observation)
@@ -100,7 +103,7 @@ class VecSimulator:
     def park(self, index: int) -> None:
         """Let environment ``index`` stand still until it is restored again."""
         self._require_branching()
-        self._call("park", indices=index)
+        self._call("park", index=index)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, Any]:
         """One step of all environments through the stack; those that stand still ignore their action.
@@ -109,10 +112,7 @@ class VecSimulator:
         :raises WorkerDiedError: if a worker process died
         """
         self._require_branching()
-        try:
-            observations, rewards, dones, infos = self.venv.step(actions)
-        except (EOFError, OSError) as error:
-            raise self._died() from error
+        observations, rewards, dones, infos = workers.step(self.venv, actions)
         if np.count_nonzero(dones):
             for index in np.flatnonzero(dones):
                 if BRANCH_ERROR in infos[index]:
@@ -123,16 +123,9 @@ class VecSimulator:
         if not self._branching:
             raise RuntimeError("restore(), park() and step() belong inside `with simulator.branching():`")
 
-    def _call(self, method: str, *args: Any, indices: int | None = None) -> list[Any]:
-        try:
-            return self.venv.env_method(method, *args, indices=indices)
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-
-    def _died(self) -> Exception:
-        venv = self.venv.unwrapped
-        processes = venv.processes if isinstance(venv, SubprocVecEnv) else []
-        for process in processes:
-            process.join(timeout=0.1)
-        dead = [f"{i} (exit code {p.exitcode})" for i, p in enumerate(processes) if not p.is_alive()]
-        return WorkerDiedError(f"worker processes have died, of environments {', '.join(dead) or '?'}")
+    def _call(self, method: str, *args: Any, index: int | None = None) -> list[Any]:
+        results = workers.call(self.venv, "attempt", method, *args, index=index)
+        for result in results:
+            if isinstance(result, SnapshotError):
+                raise result
+        return results

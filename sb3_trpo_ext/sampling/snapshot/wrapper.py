@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import random
+import multiprocessing
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.utils import RecordConstructorArgs
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_trpo_ext.sampling.snapshot.chain import Chain
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
+from sb3_trpo_ext.sampling.snapshot.generators import global_states, set_global_states
 from sb3_trpo_ext.sampling.snapshot.layers import MonitorRecords
 
 BRANCH_ERROR = "branch_error"  # key of infos: what a simulator raised in a branch
@@ -32,7 +33,15 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        self._chain = Chain(env)
+        if is_wrapped(env, SnapshotWrapper):
+            raise SnapshotError("the environment is wrapped in SnapshotWrapper already")
+        self._refusal: SnapshotError | None = None
+        try:
+            self._chain = Chain(env)
+        except SnapshotError as error:
+            if multiprocessing.parent_process() is None:
+                raise
+            self._refusal = error  # a worker process must live to tell: see attempt()
         self._last_observation: Any = None
         self._reset_info: dict[str, Any] | None = None
         self._trunk: _Trunk | None = None
@@ -43,10 +52,20 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         """Also of derived classes: whoever asks wants to know what is outermost."""
         return SnapshotWrapper.__name__
 
-    @property
-    def snapshot_signature(self) -> str:
+    def signature(self) -> str:
         """Environments of equal signature exchange snapshots."""
+        if self._refusal is not None:
+            raise self._refusal
         return self._chain.signature
+
+    def attempt(self, method: str, *args: Any) -> Any:
+        """Call a method; an error is returned, not raised, because a worker process would die of it."""
+        try:
+            return getattr(self, method)(*args)
+        except SnapshotError as error:
+            return error
+        except Exception as error:
+            return SnapshotError(f"{method}() failed: {type(error).__name__}: {error}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if self._trunk is not None:  # a VecEnv resets whatever is done; the next restore is what counts
@@ -66,7 +85,9 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
 
         :raises SnapshotError: before the first reset, or if something in the chain cannot be carried
         """
-        if self._reset_info is None and self._last_observation is None:
+        if self._refusal is not None:
+            raise self._refusal
+        if self._last_observation is None:
             raise SnapshotError("there is no state to save before the first reset()")
         return self._chain.save(self._last_observation)
 
@@ -118,7 +139,7 @@ class _Trunk:
 
     def __init__(self, wrapper: SnapshotWrapper) -> None:
         self._snapshot = wrapper.snapshot()
-        self._globals = np.random.get_state(), random.getstate()
+        self._globals = global_states()
         monitors = [layer.env for layer in wrapper._chain.layers if isinstance(layer.env, Monitor)]
         self._records = [MonitorRecords(monitor) for monitor in monitors]
 
@@ -126,5 +147,4 @@ class _Trunk:
         for record in self._records:
             record.undo()
         wrapper.restore(self._snapshot)
-        np.random.set_state(self._globals[0])
-        random.setstate(self._globals[1])
+        set_global_states(self._globals)
