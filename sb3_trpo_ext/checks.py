@@ -5,9 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def require(name: str, value: Any, holds: bool, expected: str) -> None:
@@ -48,6 +54,62 @@ def constant_of(value: Any) -> Any:
     while isinstance(value, FloatSchedule):
         value = value.value_schedule
     return value.val if isinstance(value, ConstantSchedule) else value
+
+
+def schedule_of(name: str, value: Any) -> float | Schedule:
+    """A number or an SB3 schedule, given as itself or as ``"lin_x"``: from x at the start to 0 at the end.
+
+    :raises ValueError: for anything else
+    """
+    if isinstance(value, str):
+        prefix, _, start = value.partition("_")
+        try:
+            require(name, value, prefix == "lin" and math.isfinite(float(start)), "")
+            return LinearSchedule(float(start), 0.0, 1.0)
+        except ValueError:
+            pass
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    require(name, value, is_number or callable(value), 'a number, a schedule or "lin_x" with a number x')
+    return value
+
+
+def scheduled(name: str, value: float | Schedule, progress_remaining: float) -> float:
+    """The value of a schedule at a remaining progress from 1 to 0; of a number, the number.
+
+    :raises ValueError: where a schedule gives a negative number, or none
+    """
+    if not callable(value):
+        return value
+    # the last rollout may go beyond the end, where a schedule of a user's might turn negative
+    progress = min(max(progress_remaining, 0.0), 1.0)
+    now = value(progress)
+    require_real(f"{name} at a remaining progress of {progress:g}", now, 0.0)
+    return float(now)
+
+
+def with_keywords_of(base: type) -> Callable[[Constructor], Constructor]:
+    """Decorator of a constructor whose last argument passes keywords on to ``base``: its signature names them."""
+
+    def decorate(constructor: Constructor) -> Constructor:
+        own = inspect.signature(constructor)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        passed_on = [
+            parameter.replace(kind=parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
+            if name not in own.parameters
+        ]
+        constructor.__signature__ = own.replace(parameters=[*named, *passed_on])  # type: ignore[attr-defined]
+        return constructor
+
+    return decorate
+
+
+def warn_user(message: str) -> None:
+    """A warning that points at the nearest caller outside of this package."""
+    package, frame, level = __name__.partition(".")[0], sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def default_of(cls: type, name: str) -> Any:

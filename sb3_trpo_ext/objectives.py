@@ -8,6 +8,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
+from sb3_trpo_ext.observations import Rows
+
 
 class Objective(Protocol):
     """Terms whose average over states is the surrogate L(θ), or one of its summands."""
@@ -22,7 +24,7 @@ class Objective(Protocol):
         """Take what is needed of π_old on these states; called once for each chunk, without a graph."""
         ...
 
-    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         """The terms of these states under π_θ, shape (rows,), with a graph if autograd is on."""
         ...
 
@@ -40,17 +42,20 @@ class EntropyBonus:
     def __init__(self, actions: th.Tensor, ent_coef: float) -> None:
         self.actions = actions
         self.ent_coef = ent_coef
-        self._old_log_prob: dict[int, th.Tensor] = {}  # by the first row of each chunk
+        self._old_log_prob = th.zeros(0)
 
     def set_old(self, old: Distribution, rows: slice) -> None:
         if old.entropy() is None:
-            self._old_log_prob[rows.start] = old.log_prob(self.actions[rows])
+            log_prob = old.log_prob(self.actions[rows])
+            if rows.start == 0:
+                self._old_log_prob = log_prob.new_zeros(len(self.actions))
+            self._old_log_prob[rows] = log_prob
 
-    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         entropy = distribution.entropy()
         if entropy is None:
             log_prob = distribution.log_prob(self.actions[rows])
-            entropy = -th.exp(log_prob - self._old_log_prob[rows.start]) * log_prob
+            entropy = -th.exp(log_prob - self._old_log_prob[rows]) * log_prob
         return self.ent_coef * entropy
 
 
@@ -71,7 +76,7 @@ class SinglePathSurrogate:
     def set_old(self, old: Distribution, rows: slice) -> None:
         self._old_log_prob[rows] = old.log_prob(self.actions[rows])
 
-    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         log_prob = distribution.log_prob(self.actions[rows])
         return th.exp(log_prob - self._old_log_prob[rows]) * self.advantages[rows]
 
@@ -92,7 +97,7 @@ class AllActionsSurrogate:
     def set_old(self, old: Distribution, rows: slice) -> None:
         pass
 
-    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         probabilities = log_probs_of_branches(distribution, self.actions[rows]).exp()
         return (probabilities * self.q_values[rows]).sum(dim=1)
 
@@ -126,7 +131,7 @@ class SelfNormalizedSurrogate:
     def set_old(self, old: Distribution, rows: slice) -> None:
         pass
 
-    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         log_weights = log_probs_of_branches(distribution, self.actions[rows]) + self._log_offset[rows]
         return (th.softmax(log_weights, dim=1) * self.q_values[rows]).sum(dim=1)
 

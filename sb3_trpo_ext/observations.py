@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 
+Rows = slice | th.Tensor
+"""Consecutive states of a batch, or their indices."""
+
 Batch = TypeVar("Batch")
 Samples = TypeVar("Samples")
 
@@ -33,7 +36,7 @@ def take(batch: Any, rows: Any) -> Any:
     return tree_map(lambda leaf: leaf[rows], batch)
 
 
-def take_samples(samples: Samples, rows: Any, n_states: int) -> Samples:
+def take_samples(samples: Samples, rows: Rows, n_states: int) -> Samples:
     """The rows of a rollout buffer's samples, whatever further fields they have.
 
     Only tensors that are as long as the batch have rows; anything else belongs to the batch as a whole.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -23,15 +23,12 @@ from sb3_trpo_ext.numerics.curvature import (
 from sb3_trpo_ext.numerics.dense import DenseLinearization
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.objectives import Objective
+from sb3_trpo_ext.observations import Rows
 from sb3_trpo_ext.standard_policies import MlpActor
-from sb3_trpo_ext.trust_region import Evaluation
+from sb3_trpo_ext.steps import Evaluation
 
-FisherChoice = Literal["auto", "gauss_newton", "hessian", "empirical"]
+FisherChoice = Literal["auto", "gauss_newton", "hessian", "empirical", "identity"]
 KLReduction = Literal["sum", "mean"]
-
-
-Rows = slice | th.Tensor
-"""Some states of a batch."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,27 @@ class _Part:
     zero: th.Tensor
     states: th.Tensor | None = None
 
-    def in_batch(self, rows: slice) -> Rows:
+    def in_batch(self, rows: Rows) -> Rows:
         return rows if self.states is None else self.states[rows]
 
-    def terms(self, distribution: Distribution, rows: slice) -> th.Tensor:
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         """The sum of the objectives' terms, (rows,); a zero where there is no objective."""
         return sum((objective.terms(distribution, rows) for objective in self.objectives), start=self.zero)
+
+
+class MinibatchMeans(NamedTuple):
+    """What a loss is made of, as averages over a minibatch, with a graph if autograd is on."""
+
+    objective: th.Tensor
+    """An unbiased estimate of the surrogate L(θ)."""
+    kl: th.Tensor
+    """KL(π_old ‖ π_θ)."""
+    log_prob: th.Tensor
+    """ln π_θ(a|s) of the actions that were taken."""
+
+
+Minibatch = Callable[[], MinibatchMeans | None]
+"""The means at the present θ, or None where it has no policy."""
 
 
 class PolicyProblem:
@@ -62,7 +74,8 @@ class PolicyProblem:
     :param objectives: whose sum is the surrogate, each averaged over its own states
     :param actions: (B,) or (B, D), at which the empirical Fisher takes its scores
     :param module: whose parameters may be policy parameters
-    :param fisher: which matrix; ``"auto"`` is Gauss-Newton where the family has an entry, else the Hessian
+    :param fisher: which matrix; ``"auto"`` is Gauss-Newton where the family has an entry, else the Hessian;
+        ``"identity"`` is I, whatever the policy
     :param kl_reduction: ``"mean"`` divides KL and F by the number of dimensions, as sb3_contrib does
     :param sub_sampling_factor: F averages over every k-th state; L and the KL keep them all
     :param chunk_size: states in one pass
@@ -84,6 +97,7 @@ class PolicyProblem:
         mlp: tuple[MlpActor, th.Tensor] | None = None,
     ) -> None:
         self._distribution_of = distribution_of
+        self._n_states = n_states
         self._average = StateAverage(n_states, chunk_size)
         zero = th.zeros((), device=actions.device)
         self._parts = [_Part([objective for objective in objectives if objective.states is None], self._average, zero)]
@@ -137,8 +151,40 @@ class PolicyProblem:
             return Evaluation(math.nan, math.nan)
         return Evaluation(objective, kl)
 
+    def minibatches(self, batch_size: int) -> list[Minibatch]:
+        """A random partition of the states; to be asked for at θ_old.
+
+        Objectives with states of their own have those shared out among as many parts.
+        """
+        partition = th.randperm(self._n_states).split(batch_size)
+        shares = [th.randperm(part.average.n_states).tensor_split(len(partition)) for part in self._parts[1:]]
+        return [self._minibatch(rows, [share[i] for share in shares], len(partition)) for i, rows in enumerate(partition)]
+
+    def _minibatch(self, rows: th.Tensor, shares: list[th.Tensor], of: int) -> Minibatch:
+        old = self._old_at(rows)
+
+        def means() -> MinibatchMeans | None:
+            try:
+                distribution = self._distribution_of(rows)
+            except ValueError:
+                # torch's distributions refuse parameters that are NaN
+                return None
+            objective = self._parts[0].terms(distribution, rows).mean()
+            kl = self._family.kl(old, distribution).mean() / self._divisor
+            log_prob = distribution.log_prob(self._actions[rows]).mean()
+            # last, because a policy refills one Distribution object at every call
+            for part, share in zip(self._parts[1:], shares, strict=True):
+                if len(share) > 0:
+                    terms = part.terms(self._distribution_of(part.in_batch(share)), share)
+                    objective = objective + of / part.average.n_states * terms.sum()
+            return MinibatchMeans(objective, kl, log_prob)
+
+        return means
+
     def fisher_product(self) -> Matvec:
         """v ↦ Fv, the average over every ``sub_sampling_factor``-th state, linearised at the present θ."""
+        if self.fisher == "identity":
+            return lambda v: v
         linearize = {"gauss_newton": self._gauss_newton, "hessian": self._hessian, "empirical": self._empirical}[self.fisher]
         product = self._fisher_average.keep_if_whole(
             lambda rows: linearize(slice(rows.start * self._stride, rows.stop * self._stride, self._stride))
@@ -162,7 +208,7 @@ class PolicyProblem:
         return AutogradLinearization(self._outputs(rows), self.parameters)
 
     def _hessian(self, rows: slice) -> Matvec:
-        old = self._family.freeze(self._without_graph(rows))
+        old = self._old_at(rows)
         with th.enable_grad():
             kl = self._family.kl(old, self._distribution_of(rows)).sum() / self._divisor
         return hessian_product(kl, self.parameters)
@@ -196,10 +242,14 @@ class PolicyProblem:
         with th.enable_grad():
             if isinstance(self._family, ParametricFamily):
                 return self._family.parameters(self._distribution_of(rows))
-            return (self._family.kl(self._family.freeze(self._without_graph(rows)), self._distribution_of(rows)),)
+            return (self._family.kl(self._old_at(rows), self._distribution_of(rows)),)
+
+    def _old_at(self, rows: Rows) -> Any:
+        """What a KL needs to know of the present policy on these states."""
+        return self._family.freeze(self._without_graph(rows))
 
     @th.no_grad()
-    def _without_graph(self, rows: slice) -> Distribution:
+    def _without_graph(self, rows: Rows) -> Distribution:
         return self._distribution_of(rows)
 
     def _entropy(self, distribution: Distribution, rows: slice) -> th.Tensor:

@@ -1,12 +1,14 @@
-"""The trust-region step: solve (F + λI)x = g, scale to the KL bound, search back until the checks pass."""
+"""The trust-region step: solve (F + λI)x = g, scale to the bound, search back until the checks pass.
+
+The natural gradient step is the same without the search.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
 
@@ -14,16 +16,10 @@ from sb3_trpo_ext.numerics.conjugate_gradient import CGStatus, conjugate_gradien
 from sb3_trpo_ext.numerics.curvature import damped
 from sb3_trpo_ext.numerics.line_search import backtracking_line_search
 from sb3_trpo_ext.numerics.parameters import FlatParameters, restored_on_error
+from sb3_trpo_ext.steps import Evaluation, StepOutcome, StepReport, obstacle
 
 # below this, more steps change the direction by less than single precision resolves
 _CG_RTOL = 1e-5
-
-
-class Evaluation(NamedTuple):
-    """Surrogate and mean KL at the parameters' present values; NaN where they cannot be computed."""
-
-    objective: float
-    kl: float
 
 
 class TrustRegionProblem(Protocol):
@@ -44,91 +40,62 @@ class TrustRegionProblem(Protocol):
         ...
 
 
-class StepOutcome(str, Enum):
-    """What became of a policy step. All but ``ACCEPTED`` leave θ as it was, bit for bit."""
+@dataclass(frozen=True, kw_only=True)
+class TrustRegionReport(StepReport):
+    """What one trust-region or natural gradient step did.
 
-    ACCEPTED = "accepted"
-    UNDONE = "undone"
-    """Accepted, then taken back with the whole update, because the critic fit met NaN or infinity."""
-    NO_IMPROVEMENT = "no_improvement"
-    """No fraction of the step improved L enough within the bound."""
-    ZERO_GRADIENT = "zero_gradient"
-    """Nothing to improve: all advantages are alike."""
-    NON_POSITIVE_CURVATURE = "non_positive_curvature"
-    """F + λI is not positive definite on this batch; raise ``cg_damping``."""
-    NON_FINITE_GRADIENT = "non_finite_gradient"
-    NON_FINITE_CURVATURE = "non_finite_curvature"
-    NON_FINITE_STEP = "non_finite_step"
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether NaN or infinity stopped the step, so that the batch is not to be trusted."""
-        return self in (self.NON_FINITE_GRADIENT, self.NON_FINITE_CURVATURE, self.NON_FINITE_STEP)
-
-
-@dataclass(frozen=True)
-class TrustRegionReport:
-    """What one policy step did.
-
-    :param outcome: by name
-    :param objective: L at the parameters that were kept
     :param target_kl: δ, the bound
-    :param kl: KL(π_old ‖ π_θ) at the parameters that were kept: 0 for a rejected step
-    :param predicted_kl: ½ sᵀFs of the full step s, undamped
+    :param predicted_kl: ½ sᵀFs of the full step s, undamped; NaN for the L2 ball
     :param candidate_kl: KL at the last candidate tried, accepted or not
-    :param expected_improvement: gᵀ(θ_candidate − θ_old) of the last candidate tried
-    :param improvement: L(θ_candidate) − L(θ_old) of the last candidate tried
     :param fraction: of the full step that was taken
     :param backtracks: candidates refused
     :param cg_status: how the solve ended
     :param cg_iterations: Fisher products spent
     :param cg_residual: ‖g − (F + λI)x‖ / ‖g‖
-    :param gradient_norm: ‖g‖
-    :param step_norm: ‖θ_new − θ_old‖
     """
 
-    outcome: StepOutcome
-    objective: float
+    section: ClassVar[str] = "trust_region"
+
     target_kl: float
-    kl: float = 0.0
     predicted_kl: float = math.nan
     candidate_kl: float = math.nan
-    expected_improvement: float = math.nan
-    improvement: float = math.nan
     fraction: float = 0.0
     backtracks: int = 0
     cg_status: CGStatus | None = None
     cg_iterations: int = 0
     cg_residual: float = math.nan
-    gradient_norm: float = math.nan
-    step_norm: float = 0.0
 
     def undone(self) -> TrustRegionReport:
-        """What is to be said once an accepted step has been taken back; other reports stay as they are."""
-        if self.outcome is not StepOutcome.ACCEPTED:
-            return self
-        objective = self.objective - self.improvement
-        return replace(self, outcome=StepOutcome.UNDONE, objective=objective, kl=0.0, fraction=0.0, step_norm=0.0)
+        report = super().undone()
+        return report if report is self else replace(report, fraction=0.0)
 
 
 @dataclass(frozen=True)
 class TrustRegionSettings:
-    """δ, λ and the limits of the solve and the search; names as in :class:`TRPOExt`."""
+    """δ, λ and the limits of the solve and the search; names as in :class:`TRPOExt` and :class:`NPGExt`."""
 
     target_kl: float
+    step_radius: float | None = None
+    """½ sᵀ(F + λI)s of the full step, where F is not the KL's Hessian; None: ``target_kl``."""
+    step_size: float | None = None
+    """α of the full step s = αx; None: whatever reaches the radius."""
     cg_damping: float = 0.1
     cg_max_steps: int = 15
     line_search_shrinking_factor: float = 0.8
     line_search_max_iter: int = 10
     line_search_accept_ratio: float = 0.1
 
+    @property
+    def radius(self) -> float:
+        return self.target_kl if self.step_radius is None else self.step_radius
+
 
 def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings) -> TrustRegionReport:
     """Move the parameters by one trust-region step, or leave them bit for bit (TRPO paper, appendix C).
 
-    The step is s = βx with (F + λI)x ≈ g and β = sqrt(2δ / xᵀ(F + λI)x). It is shortened until
-    KL ≤ δ and the improvement of L is positive and at least ``line_search_accept_ratio`` of the
-    expected gᵀs.
+    The step is s = βx with (F + λI)x ≈ g and β = sqrt(2δ / xᵀ(F + λI)x), or another radius in δ's place
+    where F is not the KL's Hessian. It is shortened until KL ≤ δ and the improvement of L is positive and
+    at least ``line_search_accept_ratio`` of the expected gᵀs.
 
     :param problem: at θ_old
     :return: what happened; numerical failure is an outcome, never an exception
@@ -178,6 +145,48 @@ def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings
     )
 
 
+def natural_gradient_step(problem: TrustRegionProblem, settings: TrustRegionSettings) -> TrustRegionReport:
+    """Move the parameters by the full natural gradient step (Kakade 2002), or leave them bit for bit.
+
+    θ ← θ + αx with (F + λI)x ≈ g. Nothing is searched for, and the KL is reported, not tested: only a step
+    that leads to an L or a KL that is not finite is taken back.
+
+    :param problem: at θ_old
+    :return: what happened; numerical failure is an outcome, never an exception
+    """
+    theta_old = problem.parameters.read()
+    proposal, report = propose_step(problem, *problem.gradient(), settings)
+    if proposal is None:
+        return report
+    with restored_on_error(problem.parameters):
+        problem.parameters.write(theta_old + proposal.step)
+        candidate = problem.evaluate()
+    step_norm = float((problem.parameters.read() - theta_old).norm())
+    report = replace(report, candidate_kl=candidate.kl, expected_improvement=proposal.gain)
+    report = report.landed(step_norm, candidate)
+    if report.outcome is StepOutcome.ACCEPTED:
+        return replace(report, fraction=1.0)
+    problem.parameters.write(theta_old)
+    return report
+
+
+def adapted_radius(radius: float, report: TrustRegionReport, bounds: tuple[float, float]) -> float:
+    """The radius for the next step (Nocedal & Wright 2006, algorithm 4.1).
+
+    With ρ = improvement / gᵀs: halved for ρ < 1/4 or a step that found no improvement, doubled for ρ > 3/4 if
+    the full step was taken. The radius is that of ½ sᵀFs, so that the step's length changes by sqrt(2).
+
+    :param report: of the last step; outcomes that say nothing of the radius leave it as it is
+    :param bounds: the least and the greatest radius
+    """
+    accepted, expected = report.outcome is StepOutcome.ACCEPTED, report.expected_improvement
+    if report.outcome is StepOutcome.NO_IMPROVEMENT or (accepted and report.improvement < 0.25 * expected):
+        radius = 0.5 * radius
+    elif accepted and report.improvement > 0.75 * expected and report.fraction == 1.0:
+        radius = 2.0 * radius
+    return min(max(radius, bounds[0]), bounds[1])
+
+
 class Proposal(NamedTuple):
     """A full step s, shape (P,), and the improvement gᵀs that it promises."""
 
@@ -188,7 +197,7 @@ class Proposal(NamedTuple):
 def propose_step(
     problem: TrustRegionProblem, objective_old: float, g: th.Tensor, settings: TrustRegionSettings
 ) -> tuple[Proposal | None, TrustRegionReport]:
-    """The full natural gradient step to the bound, or the reason why there is none.
+    """The full natural gradient step, or the reason why there is none.
 
     From CG's zero start xᵀ(F + λI)x = xᵀg, so that neither β nor ½ sᵀFs takes another product.
 
@@ -196,15 +205,16 @@ def propose_step(
     :return: the proposal if there is one, and the report as far as it is known
     """
     report = TrustRegionReport(
-        outcome=StepOutcome.NON_FINITE_GRADIENT,
+        outcome=StepOutcome.ZERO_RADIUS,
         objective=objective_old,
         target_kl=settings.target_kl,
         gradient_norm=float(g.double().norm()),
     )
-    if not (math.isfinite(objective_old) and math.isfinite(report.gradient_norm)):
+    reason = obstacle(objective_old, report.gradient_norm)
+    if reason is not None:
+        return None, replace(report, outcome=reason)
+    if settings.radius == 0.0 and settings.step_size is None:
         return None, report
-    if report.gradient_norm == 0.0:
-        return None, replace(report, outcome=StepOutcome.ZERO_GRADIENT)
     solution = conjugate_gradient(
         damped(problem.fisher_product(), settings.cg_damping),
         g,
@@ -226,9 +236,11 @@ def propose_step(
     xg = float(x @ wide_g)
     if solution.status is CGStatus.NON_POSITIVE_CURVATURE or xg <= 0.0:
         return None, replace(report, outcome=StepOutcome.NON_POSITIVE_CURVATURE)
-    beta = math.sqrt(2.0 * settings.target_kl / xg)
+    beta = math.sqrt(2.0 * settings.radius / xg) if settings.step_size is None else settings.step_size
     step = beta * solution.x
     if not bool(th.isfinite(step).all()):
         return None, replace(report, outcome=StepOutcome.NON_FINITE_STEP)
-    undamped = xg - settings.cg_damping * float(x @ x)
-    return Proposal(step, beta * xg), replace(report, predicted_kl=0.5 * beta**2 * undamped)
+    if settings.step_radius is None:
+        undamped = xg - settings.cg_damping * float(x @ x)
+        report = replace(report, predicted_kl=0.5 * beta**2 * undamped)
+    return Proposal(step, beta * xg), report

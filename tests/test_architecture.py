@@ -10,8 +10,8 @@ PACKAGE = Path(sb3_trpo_ext.__file__).parent
 
 FLOORS = [
     r"numerics\..*",
-    r"checks|distributions|observations|objectives|standard_policies",
-    r"trust_region|policy_problem|critic|critic\..*|sampling\..*",
+    r"checks|distributions|observations|objectives|standard_policies|steps",
+    r"trust_region|kl_penalty|policy_problem|critic|critic\..*|sampling\..*",
     r"algorithms\..*",
     r"zoo\..*|plots|logs|testing|zoo|lab\..*|lab",
 ]

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Literal
 
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_trpo_ext.checks import constant_of, default_of
+from sb3_trpo_ext.checks import constant_of, default_of, warn_user
 
 if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.base import OnPolicyExt
-
-# a warning points at the call of the algorithm's constructor: past its own frame and the base's
-_USER = 4
 
 CriticChoice = Literal["adam", "gauss_newton", "none"]
 
@@ -60,20 +56,21 @@ def check_rollout_size(model: OnPolicyExt) -> None:
         f"`n_steps * n_envs` must be greater than 1 to normalise advantages, got n_steps={model.n_steps} "
         f"and n_envs={model.env.num_envs}"
     )
-    if model.critic == "adam" and size % model.batch_size > 0:
-        warnings.warn(
+    in_use = all("batch_size" not in keywords for keywords in model.keywords_without_effect().values())
+    if in_use and size % model.batch_size > 0:
+        warn_user(
             f"batch_size={model.batch_size} does not divide n_steps * n_envs = {size}: after "
-            f"{size // model.batch_size} whole minibatches there is one of {size % model.batch_size}",
-            stacklevel=_USER,
+            f"{size // model.batch_size} whole minibatches there is one of {size % model.batch_size}"
         )
 
 
 def warn_without_effect(model: OnPolicyExt) -> None:
-    """One warning that names the keywords which the chosen critic does not use."""
-    unused = [
-        f"{name}={getattr(model, name)!r}"
-        for name in KEYWORDS_WITHOUT_EFFECT.get(model.critic, ())
-        if constant_of(getattr(model, name)) != default_of(type(model), name)
-    ]
-    if unused:
-        warnings.warn(f"critic={model.critic!r} makes no use of {', '.join(unused)}", stacklevel=_USER)
+    """One warning for each choice that leaves given keywords without use, naming them."""
+    for choice, keywords in model.keywords_without_effect().items():
+        unused = [
+            f"{name}={getattr(model, name)!r}"
+            for name in keywords
+            if constant_of(getattr(model, name)) != default_of(type(model), name)
+        ]
+        if unused:
+            warn_user(f"{choice} makes no use of {', '.join(unused)}")

@@ -26,7 +26,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutBufferSamples, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.algorithms.archives import OURS, SB3_CONTRIB_SETTINGS, saved_names
+from sb3_trpo_ext.algorithms.archives import OURS, saved_names
 from sb3_trpo_ext.algorithms.arguments import (
     KEYWORDS_WITHOUT_EFFECT,
     CriticChoice,
@@ -51,6 +51,7 @@ from sb3_trpo_ext.critic import (
     fit_gauss_newton,
 )
 from sb3_trpo_ext.numerics.averages import chunks_of
+from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
 from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
 from sb3_trpo_ext.observations import entries_per_state, length, take, take_samples
@@ -69,7 +70,7 @@ from sb3_trpo_ext.standard_policies import (
     mlp_critic,
     overrides,
 )
-from sb3_trpo_ext.trust_region import TrustRegionReport
+from sb3_trpo_ext.steps import StepReport
 
 SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
 
@@ -87,27 +88,38 @@ class OnPolicyExt(OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
 
+    foreign_settings: ClassVar[dict[str, Any]] = {}
+    """Attributes that an archive of another library's counterpart gets when it is loaded."""
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         *,
-        learning_rate: float | Schedule,
-        n_steps: int,
-        batch_size: int,
-        gamma: float,
-        gae_lambda: float,
-        n_critic_updates: int,
-        normalize_advantage: bool,
-        ent_coef: float,
-        critic: CriticChoice,
-        critic_steps: int,
-        critic_cg_steps: int,
-        max_grad_norm: float,
-        values_at_each_step: bool,
-        chunk_size: int | None,
-        rollout_buffer_class: type[RolloutBuffer] | str | None,
-        **sb3_arguments: Any,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        n_critic_updates: int = 10,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        critic: CriticChoice = "adam",
+        critic_steps: int = 3,
+        critic_cg_steps: int = 10,
+        max_grad_norm: float = 0.0,
+        values_at_each_step: bool = False,
+        chunk_size: int | None = None,
+        rollout_buffer_class: type[RolloutBuffer] | str | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
     ) -> None:
         super().__init__(
             policy,
@@ -120,9 +132,17 @@ class OnPolicyExt(OnPolicyAlgorithm):
             vf_coef=0.0,  # the critic is fitted on its own
             max_grad_norm=max_grad_norm,
             rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]  # resolved in _setup_model
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-            **sb3_arguments,
         )
         self.batch_size = batch_size
         self.n_critic_updates = n_critic_updates
@@ -134,13 +154,22 @@ class OnPolicyExt(OnPolicyAlgorithm):
         self.values_at_each_step = values_at_each_step
         self.chunk_size = chunk_size
         self.outcome_counts: dict[str, int] = {}
-        self.report: TrustRegionReport | None = None
+        self.report: StepReport | None = None
         self._seconds: dict[str, float] = {}
+
+    # -- construction ----------------------------------------------------------------------------
+
+    def _constructed(self, set_up: bool) -> None:
+        """The end of every constructor: look at the arguments together, and build what they describe."""
         OnPolicyExt._check_arguments(self)
         check_rollout_size(self)
         warn_without_effect(self)
+        if set_up:
+            self._setup_model()
 
-    # -- construction ----------------------------------------------------------------------------
+    def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
+        """Names of constructor keywords that are not used, by the choice that leaves them so."""
+        return {f"critic={self.critic!r}": KEYWORDS_WITHOUT_EFFECT[self.critic]}
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -201,11 +230,11 @@ class OnPolicyExt(OnPolicyAlgorithm):
     def load(cls: type[SelfOnPolicyExt], path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> SelfOnPolicyExt:
         """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
 
-        An archive that sb3_contrib.TRPO saved goes on as it was: KL on its scale, its critic fit, any
-        improvement accepted. Keyword arguments override that.
+        An archive that sb3_contrib.TRPO (or SB3's PPO) saved goes on as it was, as far as the algorithms are the
+        same: KL on its scale, its critic fit, any improvement accepted. Keyword arguments override that.
         """
         if saved_names(path).isdisjoint(OURS):
-            kwargs = {**SB3_CONTRIB_SETTINGS, **kwargs}
+            kwargs = {**cls.foreign_settings, **kwargs}
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -229,8 +258,11 @@ class OnPolicyExt(OnPolicyAlgorithm):
         return self.policy.predict_values(observations)
 
     @abstractmethod
-    def _update_policy(self, problem: PolicyProblem) -> TrustRegionReport:
+    def _update_policy(self, problem: PolicyProblem) -> StepReport:
         """Improve the policy on one batch, or leave it bit for bit."""
+
+    def _adapt(self, report: StepReport) -> None:
+        """Settings that follow what became of a step, the critic fit included."""
 
     # -- collecting ----------------------------------------------------------------------------------
 
@@ -318,7 +350,7 @@ class OnPolicyExt(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         with self._timed("policy"):
             problem = self._policy_problem(samples)
-            theta_old = problem.parameters.read()
+            start = Checkpoint(problem.parameters, self.policy.optimizer)
             report = self._update_policy(problem)
         fault = FAULTY_QUANTITY.get(report.outcome)
         if fault is None and self.critic != "none":
@@ -326,10 +358,11 @@ class OnPolicyExt(OnPolicyAlgorithm):
                 fit = self._fit_critic(samples, problem.parameters)
             self.logger.record("train/value_loss", fit.loss)
             if fit.outcome is FitOutcome.NON_FINITE:
-                problem.parameters.write(theta_old)
+                start.restore()
                 report = report.undone()
                 fault = "value loss"
         self.report = report
+        self._adapt(report)
         self._count(report.outcome.value)
         record_policy_step(self.logger, report)
         self.logger.record("train/entropy", problem.entropy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -11,7 +13,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo_ext.observations import leaves
 from sb3_trpo_ext.sampling.actor import LARGEST_USABLE
-from sb3_trpo_ext.trust_region import StepOutcome, TrustRegionReport
+from sb3_trpo_ext.steps import StepOutcome, StepReport
 
 LARGEST_RETURN = 1e10
 """Beyond this, one reward would take the critic so far from all others that it does not come back."""
@@ -22,19 +24,7 @@ FAULTY_QUANTITY = {
     StepOutcome.NON_FINITE_STEP: "step",
 }
 
-_LOGGED_OF_A_STEP = (
-    "target_kl",
-    "predicted_kl",
-    "candidate_kl",
-    "expected_improvement",
-    "improvement",
-    "fraction",
-    "backtracks",
-    "cg_iterations",
-    "cg_residual",
-    "gradient_norm",
-    "step_norm",
-)
+_LOGGED_ELSEWHERE = frozenset(("outcome", "objective", "kl", "cg_status"))
 
 
 def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> str | None:
@@ -54,13 +44,14 @@ def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> s
     return None
 
 
-def record_policy_step(logger: Logger, report: TrustRegionReport) -> None:
-    """The keys of sb3_contrib.TRPO, with their meaning, and what lets a person judge a trust region."""
+def record_policy_step(logger: Logger, report: StepReport) -> None:
+    """The keys of sb3_contrib.TRPO, with their meaning, and what lets a person judge this kind of step."""
     logger.record("train/policy_objective", report.objective)
     logger.record("train/kl_divergence_loss", report.kl)
     logger.record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
-    for name in _LOGGED_OF_A_STEP:
-        logger.record(f"trust_region/{name}", getattr(report, name))
+    for field in fields(report):
+        if field.name not in _LOGGED_ELSEWHERE:
+            logger.record(f"{report.section}/{field.name}", getattr(report, field.name))
 
 
 def record_explained_variance(logger: Logger, buffer: RolloutBuffer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -9,14 +10,14 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trpo_ext.algorithms.arguments import CriticChoice, averaged_dimensions
-from sb3_trpo_ext.algorithms.base import OnPolicyExt
-from sb3_trpo_ext.checks import require_choice, require_count, require_real
+from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.algorithms.natural_gradient import NaturalGradientExt
+from sb3_trpo_ext.checks import require_count, require_real
 from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction, PolicyProblem
-from sb3_trpo_ext.trust_region import TrustRegionReport, TrustRegionSettings, trust_region_step
+from sb3_trpo_ext.trust_region import TrustRegionReport, trust_region_step
 
 
-class TRPOExt(OnPolicyExt):
+class TRPOExt(NaturalGradientExt):
     """Trust Region Policy Optimization, https://arxiv.org/abs/1502.05477.
 
     Maximise L(θ) = E[π_θ(a|s)/π_old(a|s) · A(s, a)] subject to E[KL(π_old ‖ π_θ)] ≤ δ.
@@ -44,7 +45,8 @@ class TRPOExt(OnPolicyExt):
     :param rollout_buffer_class: rollout buffer class, or its dotted path; chosen by the observations if None
     :param rollout_buffer_kwargs: keyword arguments to pass to the rollout buffer
     :param normalize_advantage: whether to normalise advantages over the rollout
-    :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats; None: 0.01 d, or 0.01 with
+    :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats; can be a function of the remaining
+        progress, or ``"lin_x"``, from x at the start to 0 at the end; None: 0.01 d, or 0.01 with
         ``kl_reduction="mean"``
     :param sub_sampling_factor: k: the Fisher product, and nothing else, averages over 1/k of the states,
         drawn at random
@@ -58,7 +60,8 @@ class TRPOExt(OnPolicyExt):
     :param fisher: F as ``"gauss_newton"`` (JᵀMJ, M the KL's Hessian in distribution parameters),
         ``"hessian"`` (of the KL, by double backward), ``"empirical"`` (average outer product of scores);
         ``"auto"`` is the fastest that is exact for the policy: Gauss-Newton, or the Hessian for
-        distributions without an entry in :mod:`sb3_trpo_ext.distributions`
+        distributions without an entry in :mod:`sb3_trpo_ext.distributions`; ``"identity"`` is I, no curvature at
+        all: the plain policy gradient, whose full step has ½‖s‖² = ``step_radius`` and takes no damping
     :param kl_reduction: over action dimensions: ``"sum"``, or ``"mean"``, sb3_contrib's scale (KL, F and
         bound alike; Discrete and MultiDiscrete are not affected)
     :param line_search_accept_ratio: the least actual improvement to accept, as a fraction of the
@@ -74,12 +77,13 @@ class TRPOExt(OnPolicyExt):
         callbacks that read them from the locals; slower
     :param chunk_size: states that go through the networks at once in an update, which bounds its
         memory; None: about 64 MB of observations
+    :param step_radius: of ``fisher="identity"``: the L2 ball in which the full step ends
+    :param adaptive_radius: let δ (of ``fisher="identity"``: ``step_radius``) follow the ratio of actual improvement
+        to gᵀs, see :func:`~sb3_trpo_ext.trust_region.adapted_radius`; it is saved with the model
+    :param radius_bounds: the least and the greatest radius; None: a tenth and ten times the first one
     :raises ValueError: for a value that cannot work
     :raises AssertionError: for ``n_steps * n_envs`` of 1 with normalised advantages, as sb3_contrib
     """
-
-    target_kl: float
-    cg_damping: float
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class TRPOExt(OnPolicyExt):
         rollout_buffer_class: type[RolloutBuffer] | str | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float | None = None,
+        target_kl: float | str | Schedule | None = None,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -120,6 +124,9 @@ class TRPOExt(OnPolicyExt):
         max_grad_norm: float = 0.0,
         values_at_each_step: bool = False,
         chunk_size: int | None = None,
+        step_radius: float = 0.01,
+        adaptive_radius: bool = False,
+        radius_bounds: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -148,51 +155,30 @@ class TRPOExt(OnPolicyExt):
             verbose=verbose,
             seed=seed,
             device=device,
+            target_kl=target_kl,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            sub_sampling_factor=sub_sampling_factor,
+            fisher=fisher,
+            kl_reduction=kl_reduction,
+            step_radius=step_radius,
+            adaptive_radius=adaptive_radius,
+            radius_bounds=radius_bounds,
         )
-        self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping  # type: ignore[assignment]  # a number once the model is set up
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.target_kl = target_kl  # type: ignore[assignment]
-        self.sub_sampling_factor = sub_sampling_factor
-        self.fisher = fisher
-        self.kl_reduction = kl_reduction
         self.line_search_accept_ratio = line_search_accept_ratio
-        if _init_setup_model:
-            self._setup_model()
-
-    def _setup_model(self) -> None:
-        d = averaged_dimensions(self.action_space) if self.kl_reduction == "sum" else 1
-        if self.target_kl is None:
-            self.target_kl = 0.01 * d
-        if self.cg_damping is None:
-            self.cg_damping = 0.1 * d
-        super()._setup_model()
+        self._constructed(_init_setup_model)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        require_real("target_kl", self.target_kl, 0.0, open_below=True)
-        require_real("cg_damping", self.cg_damping, 0.0)
         shrinking = self.line_search_shrinking_factor
         require_real("line_search_shrinking_factor", shrinking, 0.0, 1.0, open_below=True, open_above=True)
         require_real("line_search_accept_ratio", self.line_search_accept_ratio, 0.0, 1.0, open_above=True)
-        for name in ("cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
-            require_count(name, getattr(self, name))
-        require_choice("fisher", self.fisher, ("auto", "gauss_newton", "hessian", "empirical"))
-        require_choice("kl_reduction", self.kl_reduction, ("sum", "mean"))
-
-    def _curvature_arguments(self) -> dict[str, Any]:
-        return {
-            "fisher": self.fisher,
-            "kl_reduction": self.kl_reduction,
-            "sub_sampling_factor": self.sub_sampling_factor,
-        }
+        require_count("line_search_max_iter", self.line_search_max_iter)
 
     def _update_policy(self, problem: PolicyProblem) -> TrustRegionReport:
-        settings = TrustRegionSettings(
-            target_kl=self.target_kl,
-            cg_damping=self.cg_damping,
-            cg_max_steps=self.cg_max_steps,
+        settings = self._step_settings(
             line_search_shrinking_factor=self.line_search_shrinking_factor,
             line_search_max_iter=self.line_search_max_iter,
             line_search_accept_ratio=self.line_search_accept_ratio,
@@ -200,8 +186,4 @@ class TRPOExt(OnPolicyExt):
         return trust_region_step(problem, settings)
 
     def _describe(self) -> str:
-        return (
-            f"Trust region: KL(old || new) <= {self.target_kl:g} nats, {self.kl_reduction} over "
-            f"{averaged_dimensions(self.action_space)} action dimension(s); damping {self.cg_damping:g}; "
-            f"Fisher: {self.fisher}. {super()._describe()}"
-        )
+        return f"Trust region: {self.target_kl} nats of {super()._describe()}"

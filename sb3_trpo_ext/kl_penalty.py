@@ -1,0 +1,126 @@
+"""The KL-penalised step: maximise L(θ) − β KL(π_old ‖ π_θ) by minibatch descent, and adapt β."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
+
+import torch as th
+from torch import nn
+
+from sb3_trpo_ext.numerics.checkpoint import Checkpoint
+from sb3_trpo_ext.policy_problem import Minibatch, MinibatchMeans
+from sb3_trpo_ext.steps import StepOutcome, StepReport, obstacle
+from sb3_trpo_ext.trust_region import TrustRegionProblem
+
+KLEstimator = Literal["analytic", "sample"]
+
+_BETA_BOUNDS = (1e-6, 1e6)
+
+
+class KLPenaltyProblem(TrustRegionProblem, Protocol):
+    """L, KL and θ of a policy on a batch of states, also some of the states at a time."""
+
+    def minibatches(self, batch_size: int) -> list[Minibatch]:
+        """A random partition of the states; to be asked for at θ_old."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLPenaltyReport(StepReport):
+    """What one KL-penalised step did.
+
+    :param beta: β
+    :param target_kl: what β is adapted towards, None if it is fixed
+    :param epochs: passes over the batch that were completed
+    """
+
+    section: ClassVar[str] = "kl_penalty"
+
+    beta: float
+    target_kl: float | None = None
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class KLPenaltySettings:
+    """β and the limits of the descent; names as in :class:`KLPPOExt`."""
+
+    beta: float
+    target_kl: float | None = None
+    n_epochs: int = 10
+    batch_size: int = 64
+    max_grad_norm: float = 0.5
+    max_kl: float | None = None
+    kl_estimator: KLEstimator = "analytic"
+
+
+def kl_penalty_step(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings: KLPenaltySettings) -> KLPenaltyReport:
+    """Move the parameters to a larger L − β KL, or leave them, and the optimizer, bit for bit.
+
+    :param problem: at θ_old
+    :param optimizer: holds θ among its parameters; the others are not touched
+    :return: what happened; numerical failure is an outcome, never an exception
+    """
+    objective_old, g = problem.gradient()
+    report = KLPenaltyReport(
+        outcome=StepOutcome.NON_FINITE_STEP,
+        objective=objective_old,
+        beta=settings.beta,
+        target_kl=settings.target_kl,
+        gradient_norm=float(g.double().norm()),
+    )
+    reason = obstacle(objective_old, report.gradient_norm)
+    if reason is not None:
+        # Adam would move on from its momentum even where there is nothing to improve
+        return replace(report, outcome=reason)
+    with Checkpoint(problem.parameters, optimizer) as start:
+        epochs = _descend(problem, optimizer, settings)
+        candidate = problem.evaluate()
+        step = problem.parameters.read() - start.theta
+        report = replace(report, epochs=epochs or 0, expected_improvement=float(g.double() @ step.double()))
+        if epochs is not None:
+            report = report.landed(float(step.norm()), candidate)
+    if report.outcome is not StepOutcome.ACCEPTED:
+        start.restore()
+    return report
+
+
+def _descend(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings: KLPenaltySettings) -> int | None:
+    """Epochs of minibatch steps; how many were completed, or None if one met something not finite.
+
+    The minibatches are drawn once, and visited in a new order each epoch, so that π_old is asked about each state
+    once. The KL of a minibatch is looked at before its step, as SB3's PPO does.
+    """
+    minibatches = problem.minibatches(settings.batch_size)
+    for epoch in range(settings.n_epochs):
+        for i in th.randperm(len(minibatches)).tolist():
+            means = minibatches[i]()
+            if means is None or not bool(th.isfinite(loss := _loss(means, settings))):
+                return None
+            if settings.max_kl is not None and float(means.kl) > settings.max_kl:
+                return epoch
+            optimizer.zero_grad()
+            loss.backward()
+            if settings.max_grad_norm > 0.0:
+                nn.utils.clip_grad_norm_(problem.parameters.tensors, settings.max_grad_norm)
+            optimizer.step()
+    return settings.n_epochs
+
+
+def _loss(means: MinibatchMeans, settings: KLPenaltySettings) -> th.Tensor:
+    """−(L − β KL) of a minibatch.
+
+    The estimate from samples is E[−ln π_θ(a|s)], the KL up to a constant in θ.
+    """
+    penalty = means.kl if settings.kl_estimator == "analytic" else -means.log_prob
+    return settings.beta * penalty - means.objective
+
+
+def adapted_beta(beta: float, kl: float, target_kl: float) -> float:
+    """β for the next step (Schulman et al. 2017, section 4): doubled for KL > 1.5 δ, halved for KL < δ / 1.5."""
+    if kl > 1.5 * target_kl:
+        beta = 2.0 * beta
+    elif kl < target_kl / 1.5:
+        beta = 0.5 * beta
+    return min(max(beta, _BETA_BOUNDS[0]), _BETA_BOUNDS[1])
