@@ -6,38 +6,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
+from sb3_trpo_ext.algorithms.kl_ppo import KLPPOExt
+from sb3_trpo_ext.algorithms.npg import NPGExt
 from sb3_trpo_ext.algorithms.trpo import TRPOExt
 
 if TYPE_CHECKING:
     import optuna
 
-ALGORITHMS: dict[str, type[OnPolicyExt]] = {"trpo_ext": TRPOExt}
+ALGORITHMS: dict[str, type[OnPolicyExt]] = {"trpo_ext": TRPOExt, "npg_ext": NPGExt, "kl_ppo_ext": KLPPOExt}
 
 
 def sample_trpo_ext_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Hyperparameters of one trial of ``-optimize``, in rl_zoo3's own encoding."""
-    return convert_trpo_ext_params(
+    """Hyperparameters of one trial of ``-optimize``, in rl_zoo3's own encoding; those of NPGExt too."""
+    return convert_params(
         {
-            "n_steps_pow": trial.suggest_int("n_steps_pow", 7, 12),
-            "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
-            "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 0.1, log=True),
+            **_sample_shared(trial),
             "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
             "cg_damping": trial.suggest_float("cg_damping", 0.001, 1.0, log=True),
-            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
-            "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
-            "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
-            "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
         }
     )
 
 
-def convert_trpo_ext_params(sampled: dict[str, Any]) -> dict[str, Any]:
+def sample_kl_ppo_ext_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Hyperparameters of one trial of ``-optimize`` for KLPPOExt."""
+    return convert_params(
+        {
+            **_sample_shared(trial),
+            "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 7),
+            "n_epochs": trial.suggest_int("n_epochs", 3, 20),
+            "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
+            "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+        }
+    )
+
+
+def _sample_shared(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 7, 12),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 0.1, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+
+
+def convert_params(sampled: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the algorithm from the parameters of a trial."""
     from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
     return convert_onpolicy_params(sampled)
+
+
+SAMPLERS = {
+    "trpo_ext": sample_trpo_ext_params,
+    "npg_ext": sample_trpo_ext_params,
+    "kl_ppo_ext": sample_kl_ppo_ext_params,
+}
 
 
 def register() -> None:
@@ -58,9 +88,9 @@ def register() -> None:
     rl_zoo3.ALGOS.update(ALGORITHMS)
     for module in (train, enjoy, exp_manager):
         setattr(module, "ALGOS", rl_zoo3.ALGOS)  # noqa: B010 (a name that they import, which a type checker does not see)
-    for name in ALGORITHMS:
-        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = sample_trpo_ext_params
-        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = convert_trpo_ext_params  # type: ignore[assignment]
+    for name, sampler in SAMPLERS.items():
+        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = sampler
+        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = convert_params  # type: ignore[assignment]
 
 
 def config_path(algorithm: str = "trpo_ext") -> Path:

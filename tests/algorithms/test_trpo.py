@@ -4,21 +4,16 @@ import inspect
 import re
 from typing import NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from torch import nn
 
 from sb3_trpo_ext import TRPOExt
@@ -27,8 +22,6 @@ from sb3_trpo_ext.policy_problem import PolicyProblem
 from tests.cases import ACTION_SPACES, LearnedExtractor
 from tests.envs import Walk, limited
 
-IMAGE = spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8)
-DICT = spaces.Dict({"image": IMAGE, "vector": spaces.Box(-1, 1, (2,)), "kind": spaces.Discrete(3)})
 FAST = dict(n_steps=64, seed=0, device="cpu")
 
 
@@ -159,34 +152,6 @@ def test_every_action_space_and_fisher_choice(space, fisher):
     model.learn(192)
     assert not all(th.equal(a, b) for a, b in zip(start, actor_of(model), strict=True))
     assert 0 < model.report.kl <= model.target_kl or model.report.kl == 0
-
-
-@pytest.mark.parametrize("critic", ["adam", "gauss_newton", "none"])
-@pytest.mark.parametrize(
-    "policy, space",
-    [
-        ("CnnPolicy", IMAGE),
-        ("MultiInputPolicy", DICT),
-        ("MlpPolicy", spaces.Discrete(4)),
-        ("MlpPolicy", spaces.MultiBinary(3)),
-    ],
-)
-def test_every_kind_of_observation(policy, space, critic):
-    kwargs = dict(batch_size=32) if critic == "adam" else {}
-    small = dict(features_extractor_kwargs=dict(features_dim=8)) if policy == "CnnPolicy" else {}
-    if policy == "MultiInputPolicy":
-        small = dict(features_extractor_kwargs=dict(cnn_output_dim=8))
-    model = make(policy, limited(Walk(spaces.Discrete(2), space)), critic=critic, n_steps=32, policy_kwargs=small, **kwargs)
-    model.learn(64)
-    assert model.report is not None and "faults" not in model.outcome_counts
-
-
-@pytest.mark.parametrize("squash", [False, True])
-@pytest.mark.parametrize("sample_freq", [-1, 4])
-def test_gsde(squash, sample_freq):
-    model = make(use_sde=True, sde_sample_freq=sample_freq, policy_kwargs=dict(squash_output=squash), ent_coef=0.01)
-    model.learn(192)
-    assert model.outcome_counts.get("accepted", 0) > 0
 
 
 class NormDropout(BaseFeaturesExtractor):
@@ -323,14 +288,6 @@ def test_further_fields_of_a_buffers_samples_reach_the_distributions():
     assert model.outcome_counts == {"accepted": 1}
 
 
-def test_another_environment():
-    model = make()
-    model.learn(64)
-    model.set_env(limited(Walk()))
-    model.learn(64)
-    assert model.outcome_counts["accepted"] == 2
-
-
 def test_without_a_critic_the_value_network_is_left_alone():
     model = make(critic="none")
     before = [p.clone() for name, p in model.policy.named_parameters() if "value" in name]
@@ -350,14 +307,6 @@ def test_chunks_do_not_change_an_update():
         th.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
-def test_vectorised_and_normalised_environments(vec_env):
-    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, vec_env_cls=vec_env, seed=0))
-    model = make(env=env).learn(256)
-    env.close()
-    assert model.outcome_counts == {"accepted": 2} and model.actor_path == "numpy"
-
-
 def test_real_environments_train():
     make(env="HalfCheetah-v5", n_steps=128).learn(256)
     model = make(env="CartPole-v1", n_steps=1024, seed=1)
@@ -367,38 +316,6 @@ def test_real_environments_train():
 
 
 # -- the SB3 contract --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "arguments", [{}, dict(use_sde=True), dict(critic="adam", batch_size=64), dict(values_at_each_step=True)], ids=str
-)
-def test_a_seed_gives_the_same_run_bit_for_bit(arguments):
-    def run():
-        model = make(env=make_vec_env("Pendulum-v1", n_envs=2), **arguments)
-        model.learn(384)
-        return th.cat([p.detach().flatten() for p in model.policy.parameters()])
-
-    assert th.equal(run(), run())
-
-
-def test_callbacks_of_sb3(tmp_path):
-    evaluation = EvalCallback(gym.make("Pendulum-v1"), eval_freq=100, n_eval_episodes=1, log_path=str(tmp_path), warn=False)
-    checkpoint = CheckpointCallback(save_freq=100, save_path=str(tmp_path))
-    counted = EveryNTimesteps(50, CheckpointCallback(save_freq=1, save_path=str(tmp_path), name_prefix="event"))
-    model = make(env="Pendulum-v1")
-    model.learn(256, callback=CallbackList([evaluation, checkpoint, counted]), progress_bar=True)
-    assert (tmp_path / "evaluations.npz").exists() and (tmp_path / "rl_model_200_steps.zip").exists()
-    assert counted.n_calls == model.num_timesteps == 256
-
-
-class Values(BaseCallback):
-    def _on_step(self):
-        assert self.locals["values"].shape == (1, 1) and self.locals["log_probs"].shape == (1,)
-        return True
-
-
-def test_values_at_each_step_are_in_the_locals():
-    make(values_at_each_step=True).learn(64, callback=Values())
 
 
 def test_log_keys_and_their_meaning(tmp_path):

@@ -14,11 +14,14 @@ import pytest
 import rl_zoo3
 import yaml
 from gymnasium import spaces
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext import NPGExt, TRPOExt
 from sb3_trpo_ext.zoo import config_path, register
 from sb3_trpo_ext.zoo.__main__ import VERBS, main, with_own_config
-from sb3_trpo_ext.zoo.registration import ALGORITHMS, convert_trpo_ext_params, sample_trpo_ext_params
+from sb3_trpo_ext.zoo.registration import ALGORITHMS, SAMPLERS, convert_params
 from tests.envs import Walk
 
 
@@ -82,11 +85,20 @@ def test_resume(trained):
     assert resumed.num_timesteps >= 1024
 
 
-def test_optimize(tmp_path):
+@pytest.mark.parametrize("algorithm", ["trpo_ext", "kl_ppo_ext"])
+def test_optimize(tmp_path, algorithm):
     options = ("--n-trials", 2, "--n-startup-trials", 1, "--n-evaluations", 1, "--no-optim-plots", "--n-jobs", 1)
-    arguments = ("--algo", "trpo_ext", "--env", "CartPole-v1", "-n", 300, "-optimize", *options)
+    arguments = ("--algo", algorithm, "--env", "CartPole-v1", "-n", 300, "-optimize", *options)
     output = zoo("train", *arguments, "-f", "logs", cwd=tmp_path)
     assert "Best trial" in output
+
+
+def test_a_schedule_of_the_radius_comes_through_the_zoo(tmp_path):
+    options = ("--algo", "npg_ext", "--env", "CartPole-v1", "-n", 4096, "--eval-freq", -1, "-f", "logs", "--seed", 0)
+    zoo("train", *options, "-params", "target_kl:'lin_0.02'", cwd=tmp_path)
+    model = NPGExt.load(tmp_path / "logs/npg_ext/CartPole-v1_1/CartPole-v1.zip", device="cpu")
+    assert isinstance(model.target_kl, LinearSchedule) and model.target_kl(0.5) == 0.01
+    assert model.outcome_counts == {"accepted": 1, "zero_radius": 1}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -163,29 +175,38 @@ def zoo_only():
     return {"n_timesteps", "n_envs", "normalize", "env_wrapper", "frame_stack", "policy"}
 
 
-def entries():
-    return yaml.safe_load(config_path().read_text())
+def entries(algorithm="trpo_ext"):
+    return yaml.safe_load(config_path(algorithm).read_text())
 
 
-@pytest.mark.parametrize("environment", entries())
-def test_every_entry_of_the_file_is_understood(environment):
-    entry = entries()[environment]
+@pytest.mark.parametrize(
+    "algorithm, entry",
+    [
+        pytest.param(algorithm, entry, id=f"{algorithm}-{environment}")
+        for algorithm in ALGORITHMS
+        for environment, entry in entries(algorithm).items()
+    ],
+)
+def test_every_entry_of_the_files_is_understood(algorithm, entry):
     arguments = {key: value for key, value in entry.items() if key not in zoo_only()}
+    arguments = ExperimentManager._preprocess_schedules(arguments)
     images = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    env = Walk(observation_space=images if entry["policy"] == "CnnPolicy" else None)
-    model = TRPOExt(entry["policy"], env, device="cpu", **arguments)
+    space = images if entry["policy"] == "CnnPolicy" else None
+    env = DummyVecEnv([lambda: Walk(observation_space=space)] * entry.get("n_envs", 1))
+    model = ALGORITHMS[algorithm](entry["policy"], env, device="cpu", **arguments)
     assert all(getattr(model, name) == value for name, value in arguments.items())
 
 
-def test_the_sampler_gives_arguments_that_the_constructor_takes():
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_sampler_gives_arguments_that_the_constructor_takes(algorithm):
     study = optuna.create_study()
     for _ in range(5):
-        sampled = sample_trpo_ext_params(study.ask(), 2, 1, {})
-        TRPOExt("MlpPolicy", Walk(), device="cpu", **sampled)
+        sampled = SAMPLERS[algorithm](study.ask(), 2, 1, {})
+        ALGORITHMS[algorithm]("MlpPolicy", Walk(), device="cpu", **sampled)
     register()
     register()
     from rl_zoo3 import ALGOS
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 
-    assert ALGOS["trpo_ext"] is TRPOExt
-    assert HYPERPARAMS_CONVERTER["trpo_ext"] is convert_trpo_ext_params
+    assert ALGOS[algorithm] is ALGORITHMS[algorithm]
+    assert HYPERPARAMS_CONVERTER[algorithm] is convert_params
