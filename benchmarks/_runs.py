@@ -14,14 +14,16 @@ import pandas as pd
 import rl_zoo3
 import yaml
 from _measure import versions
+from rl_zoo3.exp_manager import ExperimentManager
 from sb3_contrib import TRPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
-from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
 from sb3_trpo_ext.zoo import config_path
 
 MUJOCO = {name: 1_000_000 for name in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5")}
@@ -38,13 +40,23 @@ BUDGETS = {**MUJOCO, **CLASSIC}
 RANDOM = "random"
 ALGORITHMS = {
     "trpo_ext_zoo": TRPOExt,
+    "npg_ext_zoo": NPGExt,
+    "kl_ppo_ext_zoo": KLPPOExt,
     "sb3_contrib_zoo": TRPO,
+    "sb3_ppo_zoo": PPO,
     "trpo_ext_default": TRPOExt,
     "sb3_contrib_default": TRPO,
     "trpo_ext_default_norm": TRPOExt,
     "sb3_contrib_default_norm": TRPO,
 }
 """By name: the Zoo file's settings, the default arguments, the default arguments with normalised observations."""
+
+_OF_RL_ZOO3 = Path(rl_zoo3.__file__).parent / "hyperparams"
+ZOO_FILES = {
+    **{f"{name}_zoo": config_path(name) for name in ("trpo_ext", "npg_ext", "kl_ppo_ext")},
+    "sb3_contrib_zoo": _OF_RL_ZOO3 / "trpo.yml",
+    "sb3_ppo_zoo": _OF_RL_ZOO3 / "ppo.yml",
+}
 
 EVALUATIONS = 20
 EPISODES, FINAL_EPISODES, RANDOM_EPISODES = 10, 20, 100
@@ -73,10 +85,9 @@ def setting_of(algorithm: str, env_id: str, zoo_file: Path | None = None) -> Set
 
     :param zoo_file: in place of ``zoo_configs/trpo_ext.yml``
     """
-    if algorithm == "trpo_ext_zoo":
-        return zoo_setting(zoo_file or config_path(), env_id)
-    if algorithm == "sb3_contrib_zoo":
-        return zoo_setting(Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml", env_id)
+    if algorithm in ZOO_FILES:
+        own = zoo_file if algorithm == "trpo_ext_zoo" else None
+        return zoo_setting(own or ZOO_FILES[algorithm], env_id)
     normalize = {"norm_obs": True, "norm_reward": False} if algorithm.endswith("_norm") else None
     return Setting({"policy": "MlpPolicy"}, normalize=normalize)
 
@@ -194,7 +205,8 @@ def learn(algorithm: str, env_id: str, seed: int, n_timesteps: int, setting: Set
     env = make_vec_env(env_id, n_envs=setting.n_envs, seed=seed)
     if setting.normalize is not None:
         env = VecNormalize(env, **setting.normalize)
-    model: BaseAlgorithm = ALGORITHMS[algorithm](env=env, seed=seed, device="cpu", **setting.arguments)
+    arguments = ExperimentManager._preprocess_schedules(dict(setting.arguments))
+    model: BaseAlgorithm = ALGORITHMS[algorithm](env=env, seed=seed, device="cpu", **arguments)
     evaluation = Evaluation(evaluation_env(env_id, setting.normalize), n_timesteps, seed)
     model.learn(n_timesteps, callback=evaluation)
     evaluation.evaluate(FINAL_EPISODES)
