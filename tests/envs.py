@@ -59,3 +59,46 @@ class Faulty(gym.Wrapper):
 
 def limited(env, steps=17):
     return gym.wrappers.TimeLimit(env, steps)
+
+
+class FiniteMDP(gym.Env):
+    """States that are observed as they are; an episode ends with the chance that a row of ``transitions`` leaves.
+
+    :param transitions: P(s'|s, a), (S, A, S), summing to at most 1 over s'
+    :param rewards: (S, A); each step's reward has a standard deviation of 1 around them
+    """
+
+    def __init__(self, transitions, rewards):
+        self.transitions, self.rewards = transitions, rewards
+        self.observation_space = spaces.Discrete(len(transitions))
+        self.action_space = spaces.Discrete(rewards.shape[1])
+        self.state = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(len(self.transitions)))
+        return self.state, {}
+
+    def step(self, action):
+        reward = float(self.rewards[self.state, action] + self.np_random.normal())
+        after = int(np.searchsorted(np.cumsum(self.transitions[self.state, action]), self.np_random.random()))
+        if after == len(self.transitions):
+            return self.state, reward, True, False, {}
+        self.state = after
+        return self.state, reward, False, False, {}
+
+
+class Noisy(gym.Env):
+    """Pays the sum of the action and its own noise; nothing that is done matters to what follows."""
+
+    def __init__(self, action_space=None):
+        self.action_space = action_space or spaces.Box(-9.0, 9.0, (2,))
+        self.observation_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        reward = float(np.sum(action)) + 100.0 * float(self.np_random.normal())
+        return np.zeros(1, dtype=np.float32), reward, False, False, {}

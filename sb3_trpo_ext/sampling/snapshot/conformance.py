@@ -151,7 +151,7 @@ def check_returns(venv: VecEnv, n_steps: int = 20) -> None:
     with simulator.branching():
         ahead = _branch(simulator, 0, trunk, actions.batches, None)
         seeded = _branch(simulator, 0, trunk, actions.batches, _SEED)
-        half = len(seeded) // 2
+        half = (len(seeded) - 1) // 2
         head, tail = actions.batches[:half], actions.batches[half:]
         _branch(simulator, 0, trunk, head, _SEED)
         middle = simulator.snapshot(0)
