@@ -68,7 +68,7 @@ def on_itself(statistic: Statistic, reference: np.ndarray) -> np.ndarray | float
 
 
 def draw_profile(ax: Axes, name: str, profile_of: Statistic, *samples: np.ndarray) -> None:
-    profile = interval(profile_of, *samples, repeats=500)
+    profile = interval(profile_of, *samples, effort=0.1)
     ax.plot(LEVELS, profile.estimate, color=COLORS[name], label=name)
     ax.fill_between(LEVELS, profile.low, profile.high, color=COLORS[name], alpha=0.2, lw=0)
 

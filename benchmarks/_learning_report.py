@@ -144,7 +144,7 @@ def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], cloc
         )
 
     rows = [np.tile(np.arange(len(curves[name][0].returns))[:, None], len(env_ids)) for name in (pair.ours, pair.reference)]
-    return interval(median, *rows, repeats=1000)
+    return interval(median, *rows, effort=0.2)
 
 
 # -- tables -----------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def environment_row(results: Results, pair: Pair, env_id: str) -> list[str]:
         f"{float(results.random([env_id])[0]):.1f}",
         spread(reference[:, 0]),
         spread(ours[:, 0]),
-        str(interval(probability_of_improvement, ours, reference, repeats=1000)),
+        str(interval(probability_of_improvement, ours, reference, effort=0.2)),
         f"{minutes[1]} / {minutes[0]}",
         *(ratio_in_words(time_ratio(*curves, clock)) for clock in ("wall", "cpu")),
     ]
@@ -216,7 +216,7 @@ def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> S
         (len(ours), len(reference)),
         interval(lambda x, y: interquartile_mean(x, y, random), ours, reference),
         interval(lambda y: interquartile_mean(y, y, random), reference),
-        interval(probability_of_improvement, ours, reference, repeats=1000),
+        interval(probability_of_improvement, ours, reference, effort=0.2),
         median_time_ratio(results, pair, env_ids, "wall"),
         median_time_ratio(results, pair, env_ids, "cpu"),
     )
@@ -258,6 +258,18 @@ wall-clock. `time to their final return`: when our mean curve first reaches the 
 when its own does."""
 
 
+README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")
+
+
+def put_into_readme(readme: Path, text: str) -> None:
+    """Replace what stands between the two marks."""
+    before, begin, rest = readme.read_text().partition(README_MARKS[0])
+    _, end, after = rest.partition(README_MARKS[1])
+    if not end:
+        sys.exit(f"{readme}: expected a line {README_MARKS[0].strip()} and, below it, {README_MARKS[1]}")
+    readme.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
+
+
 def report(arguments: argparse.Namespace) -> None:
     """``report.md``, ``index.json`` and the pictures, beside the runs; the tables also to the screen."""
     folder: Path = arguments.folder
@@ -270,6 +282,9 @@ def report(arguments: argparse.Namespace) -> None:
     (folder / "report.md").write_text(text)
     (folder / "index.json").write_text(json.dumps(index(runs), indent=1) + "\n")
     print(text)
+    if arguments.readme is not None:
+        # without its title
+        put_into_readme(arguments.readme, section(results, PAIRS[0], "MuJoCo").partition("\n\n")[2])
     for group, env_ids in GROUPS.items():
         name = group.split()[0].lower()
         draw_curves(results, PAIRS[:1], env_ids, folder, f"{name}-zoo")

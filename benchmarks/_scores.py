@@ -14,6 +14,7 @@ import numpy as np
 from rliable import library, metrics
 
 REPEATS = 5_000
+"""Resamples of an interval."""
 Statistic = Callable[..., "np.ndarray | float"]
 
 
@@ -28,11 +29,12 @@ class Interval(NamedTuple):
         return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def interval(statistic: Statistic, *samples: np.ndarray, repeats: int = REPEATS) -> Interval:
+def interval(statistic: Statistic, *samples: np.ndarray, effort: float = 1.0) -> Interval:
     """A statistic of one or several samples, each resampled by itself.
 
     :param statistic: samples ↦ a number, or an array (n,)
     :param samples: (runs, environments) each
+    :param effort: share of ``REPEATS`` that a slow statistic is worth
     """
     logging.getLogger("absl").setLevel(logging.WARNING)
     np.random.seed(0)  # rliable draws from the global generator
@@ -40,7 +42,7 @@ def interval(statistic: Statistic, *samples: np.ndarray, repeats: int = REPEATS)
     def flat(*drawn: np.ndarray) -> np.ndarray:
         return np.atleast_1d(np.asarray(statistic(*drawn), dtype=float))
 
-    estimates, intervals = library.get_interval_estimates({"": list(samples)}, flat, reps=repeats)
+    estimates, intervals = library.get_interval_estimates({"": list(samples)}, flat, reps=int(effort * REPEATS))
     estimate, (low, high) = estimates[""], intervals[""]
     if len(estimate) == 1:
         return Interval(estimate[0], low[0], high[0])

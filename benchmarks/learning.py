@@ -71,6 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(10)])
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--conf-file", type=Path, help="the file of trpo_ext_zoo, if not zoo_configs/trpo_ext.yml")
+    parser.add_argument("--readme", type=Path, help="of report: put the table into this file too, between its marks")
     arguments = parser.parse_args()
     if arguments.quick and arguments.command is None:
         vars(arguments).update(QUICK)

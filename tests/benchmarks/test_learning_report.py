@@ -1,0 +1,103 @@
+"""The report, on runs made up so that the answers are known."""
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from _learning_report import PAIRS, Results, index, median_time_ratio, put_into_readme, report, section, time_ratio
+from _runs import RANDOM, Run, path_of, read_all, write
+
+ENVS = ("Pendulum-v1", "Acrobot-v1")
+
+
+def made_up(algorithm, env_id, seed, final, seconds=100.0):
+    """A straight line from −1000 to its final return, in ten evaluations."""
+    share = np.linspace(0.0, 1.0, 11)
+    rows = pd.DataFrame(
+        {
+            "timesteps": (1000 * share).astype(int),
+            "wall_seconds": 2.0 * seconds * share,
+            "cpu_seconds": seconds * share,
+            "mean": -1000.0 + (final + 1000.0) * share,
+            "std": 1.0,
+            "episodes": 10,
+        }
+    )
+    about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": 1000, "versions": {"torch": "1"}}
+    return Run(about, rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    runs = [made_up(RANDOM, env_id, 0, -1000.0) for env_id in ENVS]
+    for seed in range(4):
+        runs += [made_up("sb3_contrib_zoo", env_id, seed, -500.0 + 10.0 * seed) for env_id in ENVS]
+        runs += [made_up("trpo_ext_zoo", "Pendulum-v1", seed, 10.0 * seed, seconds=50.0)]
+    runs += [made_up("trpo_ext_zoo", "Acrobot-v1", seed, -1000.0, seconds=50.0) for seed in range(3)]
+    runs += [made_up("trpo_ext_zoo", "Pendulum-v1", 100, 1e6)]  # a seed of tuning
+    for run in runs:
+        write(run, path_of(tmp_path, run.about["algorithm"], run.about["env"], run.about["seed"]))
+    return tmp_path
+
+
+def results_of(folder):
+    return Results(read_all(folder), range(10))
+
+
+def test_seeds_that_were_run_on_all_environments_count_together(folder):
+    results = results_of(folder)
+    assert results.seeds("trpo_ext_zoo", "Pendulum-v1") == [0, 1, 2, 3]
+    assert results.seeds("trpo_ext_zoo", *ENVS) == [0, 1, 2]
+    np.testing.assert_allclose(results.finals("trpo_ext_zoo", ENVS), [[0.0, -1000.0], [10.0, -1000.0], [20.0, -1000.0]])
+    assert results.environments(PAIRS[0], [*ENVS, "CartPole-v1"]) == [*ENVS]
+
+
+def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
+    results = results_of(folder)
+    ours, theirs = (results.curves(name, "Pendulum-v1") for name in (PAIRS[0].ours, PAIRS[0].reference))
+    # from −1000 to 15 in 50 s, so −485 is reached after 50 · 515 / 1015 s; theirs takes 100 s
+    assert time_ratio(ours, theirs, "cpu") == pytest.approx(0.5 * 515.0 / 1015.0)
+    assert time_ratio(ours, theirs, "wall") == pytest.approx(0.5 * 515.0 / 1015.0)
+    median = median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu")
+    assert median.estimate == pytest.approx(0.5 * 515.0 / 1015.0)
+    assert median.low <= median.estimate <= median.high
+
+
+def test_the_section_says_what_there_is_and_what_is_not(folder):
+    text = section(results_of(folder), PAIRS[0], "Classic control and Box2D")
+    row = next(line for line in text.splitlines() if line.startswith("| Pendulum-v1"))
+    assert "-485.0 ± 12.9 (4)" in row and "15.0 ± 12.9 (4)" in row and "1.00 [1.00, 1.00]" in row
+    row = next(line for line in text.splitlines() if line.startswith("| Acrobot-v1"))
+    assert "not reached" in row and "0.00 [0.00, 0.00]" in row
+    assert "(3 seeds of ours, 4 of sb3_contrib that were run on all)" in text
+    assert "Pendulum-v1 (sb3_contrib_zoo 6 of 10, trpo_ext_zoo 6 of 10)" in text
+    assert "LunarLander-v3 (sb3_contrib_zoo 10 of 10, trpo_ext_zoo 10 of 10)" in text
+    assert section(results_of(folder), PAIRS[0], "MuJoCo").endswith("Not run.")
+
+
+def test_the_index_names_each_way_of_running_once(folder):
+    kinds = index(read_all(folder))["runs"]
+    assert [kind["algorithm"] for kind in kinds] == [RANDOM, "sb3_contrib_zoo", "trpo_ext_zoo"]
+    assert kinds[1]["runs"] == {env_id: [0, 1, 2, 3] for env_id in sorted(ENVS)}
+    assert kinds[1]["versions"] == {"torch": "1"}
+
+
+def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before\n<!-- learning: made by benchmarks/learning.py report --readme -->\nold\n<!-- /learning -->\nafter\n"
+    )
+    report(argparse.Namespace(folder=folder, seeds=range(10), readme=readme))
+    assert (folder / "report.md").read_text() in capsys.readouterr().out
+    assert json.loads((folder / "index.json").read_text())["runs"]
+    assert {path.name for path in folder.glob("*.png")} == {"classic-zoo.png", "profiles.png"}
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("<!-- /learning -->\nafter\n")
+    assert "Not run." in text and "old" not in text
+    (tmp_path / "other.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="expected a line"):
+        put_into_readme(tmp_path / "other.md", "")
+    with pytest.raises(SystemExit, match="no runs below"):
+        report(argparse.Namespace(folder=tmp_path / "empty", seeds=range(10), readme=None))
