@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_trpo_ext.lab.mdp import FiniteMDP, as_distributions
 from sb3_trpo_ext.objectives import SinglePathSurrogate
-from sb3_trpo_ext.policy_problem import FisherChoice, PolicyProblem, Rows
+from sb3_trpo_ext.policy_problem import FisherChoice, PolicyProblem
 
 
 class FiniteMDPEnv(gym.Env[int, int]):
@@ -101,7 +101,7 @@ def sampled_problem(
     """
     all_states, chosen = th.as_tensor(states), th.as_tensor(actions)
 
-    def distribution_of(rows: Rows) -> Distribution:
+    def distribution_of(rows: slice | th.Tensor) -> Distribution:
         logits = policy(all_states[rows])
         return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
 

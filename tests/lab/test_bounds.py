@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sb3_trpo_ext.lab import bounds
-from sb3_trpo_ext.lab.mdp import evaluate, evaluate_average, random_mdp
+from sb3_trpo_ext.lab.mdp import FiniteMDP, evaluate, evaluate_average, random_mdp
 from tests.lab.cases import SEEDS, assert_equal, for_all, mdps, random_policy, random_rows, st, well_mixed
 
 
@@ -98,6 +98,20 @@ def test_lower_bound_of_mixtures(mdp, seeds, alpha):
     epsilon = np.abs(bounds.expected_advantage(old, other)).max()
     loose = bounds.surrogate(old, mixed) - 2 * epsilon * mdp.gamma * alpha**2 / (1 - mdp.gamma) ** 2
     assert loose <= bound + slack
+
+
+def test_bounds_by_hand():
+    # one state, rewards 1 and 0, γ = ½, even π: η = 1, A = ±½, C = 4·½·½/¼ = 4
+    mdp = FiniteMDP(np.ones((1, 2, 1)), np.array([[1.0, 0.0]]), np.ones(1), 0.5)
+    old, better = evaluate(mdp, np.array([[0.5, 0.5]])), np.array([[1.0, 0.0]])
+    assert bounds.penalty_coefficient(old) == pytest.approx(4.0)
+    # L = 1 + 2·½, TV = ½, KL = ∞ one way and, to (¾, ¼), ½ log(4/3); ε = ½ for the mixture with the better policy
+    assert bounds.surrogate(old, better) == pytest.approx(2.0)
+    assert bounds.tv_lower_bound(old, better) == pytest.approx(2.0 - 4.0 * 0.25)
+    assert bounds.kl_lower_bound(old, better) == -np.inf
+    assert bounds.kl_lower_bound(old, np.array([[0.75, 0.25]])) == pytest.approx(1.5 - 4.0 * 0.5 * np.log(4 / 3))
+    assert bounds.mixture_lower_bound(old, better, 0.5) == pytest.approx(1.5 - 2 * 0.5 * 0.5 * 0.25 / (0.75 * 0.5))
+    assert bounds.expected_advantage_bound(old, better) == pytest.approx(2 * 0.5 * 0.5)
 
 
 def test_the_bounds_are_about_the_discounted_return():

@@ -5,7 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext import TRPOExt, check_snapshot
 from sb3_trpo_ext.lab.env import FiniteMDPEnv, sample_transitions
 from sb3_trpo_ext.lab.mdp import FiniteMDP, evaluate, optimal_values, random_mdp
 from sb3_trpo_ext.lab.policies import ActorOf, probabilities
@@ -41,6 +41,11 @@ def test_its_state_is_two_attributes():
     for restored in (env, other):
         restored.state, restored.np_random.bit_generator.state = state, copy.deepcopy(bits)
         assert [restored.step(i % 2) for i in range(50)] == onward
+
+
+@pytest.mark.parametrize("geometric_episodes", [True, False])
+def test_it_returns_to_snapshots(geometric_episodes):
+    check_snapshot(lambda: FiniteMDPEnv(random_mdp(5, 2), geometric_episodes))
 
 
 def test_returns_of_episodes_estimate_eta():

@@ -1,12 +1,18 @@
 """What TRPOExt estimates from samples, against the laboratory's exact values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_trpo_ext.lab.env import sample_transitions, sampled_problem
+from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
+from sb3_trpo_ext.lab.env import FiniteMDPEnv, sample_transitions, sampled_problem
 from sb3_trpo_ext.lab.mdp import FiniteMDP, evaluate, random_mdp
-from sb3_trpo_ext.lab.policies import ExactProblem, LogLinear, probabilities, scores
+from sb3_trpo_ext.lab.policies import ActorOf, ExactProblem, LogLinear, policy_gradient, probabilities, scores
+from sb3_trpo_ext.objectives import AllActionsSurrogate
+from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.buffers import generalized_advantages
 from sb3_trpo_ext.trust_region import TrustRegionSettings, trust_region_step
 from tests.cases import dense
@@ -140,3 +146,65 @@ def test_gae_with_exact_values_is_unbiased(state, action):
     estimates = estimated_advantages(batch, values)[0][batch.actions[0] == action]
     assert len(estimates) > 500
     assert abs(estimates.mean() - values.A[state, action]) <= 3 * estimates.std() / np.sqrt(len(estimates))
+
+
+@pytest.fixture(scope="module")
+def vine():
+    """Branches of TRPOExt from a trunk through an endless MDP, of every action, so long that nothing is cut off."""
+    mdp = random_mdp(S, A, gamma=0.8, seed=3)
+    branches = dict(n_rollout_states=400, n_branch_actions="all", branch_length=60, branch_bootstrap=False)
+    model = TRPOExt(
+        "MlpPolicy",
+        make_vec_env(lambda: FiniteMDPEnv(mdp, geometric_episodes=False), n_envs=4, seed=0, wrapper_class=SnapshotWrapper),
+        n_steps=100,
+        gamma=mdp.gamma,
+        rollout_buffer_class=VineRolloutBuffer,
+        rollout_buffer_kwargs=branches,
+        seed=0,
+        device="cpu",
+    )
+    _, callback = model._setup_learn(400)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    actor = ActorOf(model.policy)
+    rollout = model.rollout_buffer.branches
+    envs, steps = np.divmod(rollout.states, model.n_steps)
+    return (
+        evaluate(mdp, probabilities(actor, S)),
+        actor,
+        model.rollout_buffer.observations[steps, envs, 0].astype(int),
+        rollout,
+    )
+
+
+@pytest.mark.parametrize("state", range(S))
+def test_branches_estimate_q(vine, state):
+    values, _, states, rollout = vine
+    taken = rollout.first.actions.reshape(len(states), A)
+    assert (taken == np.arange(A)).all()
+    estimates = rollout.q_values[states == state]
+    assert len(estimates) > 50
+    errors = estimates.mean(axis=0) - values.Q[state]
+    assert (np.abs(errors) <= 3 * estimates.std(axis=0) / np.sqrt(len(estimates))).all()
+
+
+def test_the_vines_surrogate_has_the_exact_gradient(vine):
+    values, actor, states, rollout = vine
+    taken, q_values = rollout.first.actions.reshape(-1, A), rollout.q_values
+    surrogate = AllActionsSurrogate(th.arange(len(states)), th.as_tensor(taken), th.as_tensor(q_values))
+    problem = PolicyProblem(
+        lambda rows: actor.policy.get_distribution(th.as_tensor(states)[rows]),
+        len(states),
+        [surrogate],
+        th.zeros(len(states)),
+        actor.policy,
+    )
+    direction = np.random.default_rng(1).normal(size=len(problem.parameters))
+    estimate = float(problem.gradient()[1].double().numpy() @ direction)
+    slopes = values.pi * (scores(actor, S) @ direction)
+    exact = (slopes * values.Q).sum(axis=1)[states]
+    errors = (slopes[states] * q_values).sum(axis=1) - exact
+    assert estimate == pytest.approx((exact + errors).mean(), rel=1e-4)
+    assert abs(estimate - exact.mean()) <= 3 * errors.std() / np.sqrt(len(errors))
+    # the states of the trunk in place of ρ
+    visited = replace(values, rho=np.bincount(states, minlength=S) / len(states))
+    assert exact.mean() == pytest.approx(policy_gradient(actor, visited) @ direction, rel=1e-5)
