@@ -37,6 +37,7 @@ def draw_page(picture: Path, small: bool = False) -> None:
     """
     from matplotlib.figure import Figure
 
+    picture.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(16, 9), layout="constrained")
     panels = (_monotone, _tightness, _two_actions, _plain_and_natural, _sampled, _balls)
     for panel, axes in zip(panels, figure.subplots(2, 3).flat, strict=True):
