@@ -193,10 +193,7 @@ def _tilted(old: PolicyValues, log_x: np.ndarray) -> _Tilted:
     u = behind * np.exp(-log_x)[..., None]
     weights = p / (1.0 + u)
     total = weights.sum(axis=-1)
-    lost = (weights * u).sum(axis=-1)
-    # total = 1 − lost, of which the smaller is known well: small KLs must not cancel
-    log_total = np.where(lost < 0.5, np.log1p(-np.minimum(lost, 0.5)), np.log(total))
-    kl = (p * np.log1p(u)).sum(axis=-1) + log_total
+    kl = (p * np.log1p(u)).sum(axis=-1) + np.log(total)
     price = np.where(behind.max(axis=1) > 0.0, np.exp(log_x) / total, 0.0)
     return _Tilted(weights / total[..., None], kl, price)
 
@@ -215,9 +212,9 @@ def _mean_kls(old: PolicyValues, log_prices: np.ndarray) -> np.ndarray:
     return _tilted(old, _at_price(old, log_prices)).kl @ old.state_weights
 
 
-# of log x and of log price; KLs run from e^-70, below which nothing but rounding is left
+# of log x and of log price; below the smallest KL there is nothing but rounding
 _LOG_RANGE = (-600.0, 100.0)
-_LOG_KL_RANGE = (-70.0, 10.0)
+_LOG_KL_RANGE = (-35.0, 10.0)
 
 
 def _roots(falling: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -58,13 +58,17 @@ def test_the_penalty_algorithm_is_monotone(mdp, seed):
     assert_bounds_hold(iterates)
 
 
-@for_all(mdp=mdps(), seed=SEEDS, closeness=st.floats(-12, 0), other=SEEDS)
-def test_no_policy_has_a_higher_penalised_surrogate(mdp, seed, closeness, other):
+@for_all(mdp=mdps(), seed=SEEDS, closeness=st.floats(-12, 0), further=st.floats(0.1, 3.0), other=SEEDS)
+def test_no_policy_has_a_higher_penalised_surrogate(mdp, seed, closeness, further, other):
     start, after = history(monotone_policy_iteration(mdp, random_policy(mdp, seed)), 2)
-    old, step = start.values, 10.0**closeness
-    for target in (random_policy(mdp, other), greedy(old), after.values.pi):
-        rival = bounds.mixture(old.pi, target, step)
-        slack = 1e-9 * (after.lower_bound - old.eta) + 1e-10
+    old, new = start.values, after.values.pi
+    rivals = [bounds.mixture(old.pi, target, 10.0**closeness) for target in (random_policy(mdp, other), greedy(old))]
+    # along the step, short of it and beyond
+    rivals.append(bounds.mixture(old.pi, new, min(further, 1.0)))
+    if (bounds.mixture(old.pi, new, further) >= 0.0).all():
+        rivals.append(bounds.mixture(old.pi, new, further))
+    for rival in rivals:
+        slack = 1e-8 * (after.lower_bound - old.eta) + 1e-12 * (1.0 + np.abs(old.Q).max() / (1 - mdp.gamma))
         assert bounds.kl_lower_bound(old, rival) <= after.lower_bound + slack
 
 
