@@ -110,7 +110,7 @@ def penalty_coefficient(old: PolicyValues) -> float:
 
 
 def tv_lower_bound(old: PolicyValues, pi_new: np.ndarray) -> float:
-    """η(π̃) ≥ L_π(π̃) − C α², α = max_s TV(π, π̃) (notes, theorem 5; survey, eq. 36; "Practical algorithm", MIGT,
+    """η(π̃) ≥ L_π(π̃) − C α², α = max_s TV(π, π̃) (notes, theorem 5; survey, eq. 36; "Practical Algorithm", MIGT,
     whose ≤ is a slip)."""
     return surrogate(old, pi_new) - penalty_coefficient(old) * divergence(old, pi_new).max_tv ** 2
 

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from torch import nn
 
+from sb3_trpo_ext.checks import require
 from sb3_trpo_ext.lab.mdp import FiniteMDP, as_distributions
 from sb3_trpo_ext.objectives import SinglePathSurrogate
 from sb3_trpo_ext.policy_problem import FisherChoice, PolicyProblem
@@ -35,13 +36,18 @@ class FiniteMDPEnv(gym.Env[int, int]):
         self.state = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """s₀ ∼ ρ₀, or ``options={"state": s}``."""
+        """s₀ ∼ ρ₀, or ``options={"state": s}``.
+
+        :raises ValueError: for a state (in :meth:`step`, an action) that the MDP does not have
+        """
         super().reset(seed=seed)
         start = int(self.np_random.choice(len(self.mdp.rho0), p=self.mdp.rho0))
-        self.state = start if options is None else int(options.get("state", start))
+        self.state = start if options is None else options.get("state", start)
+        require("state", self.state, self.observation_space.contains(self.state), f"in {self.observation_space}")
         return self.state, {}
 
     def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        require("action", action, self.action_space.contains(action), f"in {self.action_space}")
         reward = float(self.mdp.R[self.state, action])
         self.state = int(self.np_random.choice(len(self.mdp.rho0), p=self.mdp.P[self.state, action]))
         truncated = self.geometric_episodes and bool(self.np_random.random() >= self.mdp.gamma)

@@ -92,7 +92,7 @@ def scores(policy: nn.Module, n_states: int) -> np.ndarray:
     """ψ(s, a) = ∇_θ log π_θ(a|s), (S, A, P) (survey, eq. 16 of Kakade's part)."""
     log_probs = log_probabilities(policy, n_states)
     jacobian = AutogradLinearization([log_probs.reshape(-1)], parameters_of(policy, n_states))
-    rows = [jacobian.vjp((row,)) for row in th.eye(log_probs.numel(), dtype=th.float64)]
+    rows = [jacobian.vjp((row,)) for row in th.eye(log_probs.numel(), dtype=th.float64, device=log_probs.device)]
     return th.stack(rows).reshape(*log_probs.shape, -1).double().cpu().numpy()
 
 

@@ -29,6 +29,15 @@ def test_rewards_and_moves_are_the_mdps():
     assert env.reset(options={"state": 2})[0] == 2
 
 
+def test_states_and_actions_that_are_not_there_are_refused():
+    env = FiniteMDPEnv(random_mdp(4, 3))
+    with pytest.raises(ValueError, match=r"state must be in Discrete\(4\), got 4"):
+        env.reset(options={"state": 4})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action must be in Discrete\(3\), got -1"):
+        env.step(-1)
+
+
 def test_its_state_is_two_attributes():
     env = FiniteMDPEnv(random_mdp(5, 2))
     env.reset(seed=3)
