@@ -12,7 +12,7 @@ import gymnasium as gym
 
 from sb3_trpo_ext.sampling.snapshot.adapters import SnapshotAdapter, adapter_for
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
-from sb3_trpo_ext.sampling.snapshot.generators import Slot, restore_generators, seed_generator
+from sb3_trpo_ext.sampling.snapshot.generators import Slot, restore_generators, restore_replaced, seed_generator
 from sb3_trpo_ext.sampling.snapshot.layers import Layer
 from sb3_trpo_ext.sampling.snapshot.plain import Decoder, Encoder
 
@@ -87,6 +87,8 @@ class Chain:
             if attributes is not None:
                 layer.put(attributes)
         self.adapter.restore(engine)
+        if self.adapter.handles is None:  # it may have reset the environment
+            restore_replaced(generators, states, slots, self._owners)
         if seed is not None:
             for number, generator in enumerate(generators):
                 seed_generator(generator, (seed, number))

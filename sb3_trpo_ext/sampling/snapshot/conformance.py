@@ -31,8 +31,8 @@ class Step(NamedTuple):
 def check_snapshot(
     make_env: Callable[[], gym.Env],
     *,
-    n_snapshots: int = 4,
-    n_steps: int = 200,
+    n_snapshots: int = 8,
+    n_steps: int = 100,
     seed: int = 0,
     ignore_info: Collection[str] = (),
 ) -> None:
@@ -60,7 +60,7 @@ def check_snapshot(
     veteran.reset(seed=seed + 1)
     _play(veteran, [actions.sample() for _ in range(n_steps)])
     for number in range(n_snapshots):
-        _play(subject, [actions.sample() for _ in range(3 + 7 * number**2)])
+        _play(subject, [actions.sample() for _ in range(3 + 7 * number)])
         where = f"snapshot {number + 1} of {n_snapshots}"
         chosen = [actions.sample() for _ in range(n_steps)]
         fresh = _wrapped(make_env())
@@ -136,44 +136,44 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + " ..."
 
 
-def check_returns(venv: VecEnv, n_steps: int = 20) -> None:
+def check_returns(venv: VecEnv, n_steps: int = 32) -> None:
     """The short form of :func:`check_snapshot`, for a vectorized environment in use: it leaves no trace.
 
-    From where its first environment stands, random actions; a snapshot half-way; from there the rest again in
-    the first, second and last environment, and once more after the trunk was put back.
+    Three times, from where its first environment stands, random actions, with snapshots at quarters of the way; from
+    each the rest again in the first, second and last environment. And once more after the trunk was put back.
 
     :param venv: what :class:`VecSimulator` takes, reset before
+    :param n_steps: how far each way goes, unless an episode ends before
     :raises SnapshotError: if it cannot branch; as :class:`ReplayError` if it does not return
     """
     simulator = VecSimulator(venv)
-    actions = _RandomActions(venv, n_steps)
+    space = deepcopy(venv.action_space)
+    space.seed(_SEED)
+    ways = [[np.stack([space.sample()] * venv.num_envs) for _ in range(n_steps)] for _ in range(3)]
     trunk = simulator.snapshot(0)
     with simulator.branching():
-        ahead = _branch(simulator, 0, trunk, actions.batches, None)
-        seeded = _branch(simulator, 0, trunk, actions.batches, _SEED)
-        half = (len(seeded) - 1) // 2
-        head, tail = actions.batches[:half], actions.batches[half:]
-        _branch(simulator, 0, trunk, head, _SEED)
-        middle = simulator.snapshot(0)
-        for index in sorted({0, min(1, venv.num_envs - 1), venv.num_envs - 1}):
-            got = _branch(simulator, index, middle, tail, None)
-            _compare(seeded[half + 1 :], got[1:], f"environment {index}, restored to step {half} of environment 0")
+        ahead = _branch(simulator, 0, trunk, ways[0])
+        for seed, actions in enumerate(ways, start=_SEED):
+            _check_way(simulator, trunk, actions, seed)
     trunk = simulator.snapshot(0)
     with simulator.branching():
-        _compare(ahead, _branch(simulator, 0, trunk, actions.batches, None), "environment 0, put back after branches")
+        _compare(ahead, _branch(simulator, 0, trunk, ways[0]), "environment 0, put back after branches")
 
 
-class _RandomActions:
-    """Batches of actions from a generator of their own."""
-
-    def __init__(self, venv: VecEnv, n_steps: int) -> None:
-        space = deepcopy(venv.action_space)
-        space.seed(_SEED)
-        self.batches = [np.stack([space.sample()] * venv.num_envs) for _ in range(n_steps)]
+def _check_way(simulator: VecSimulator, trunk: VecSnapshot, actions: Sequence[np.ndarray], seed: int) -> None:
+    way = _branch(simulator, 0, trunk, actions, seed)
+    n_envs = simulator.venv.num_envs
+    for at in sorted({quarter * (len(way) - 1) // 4 for quarter in (1, 2, 3)}):
+        _compare(way[: at + 1], _branch(simulator, 0, trunk, actions[:at], seed), "environment 0, restored")
+        snapshot = simulator.snapshot(0)
+        expected = [Step(way[at].observation, None, None, None, {}), *way[at + 1 :]]
+        for index in sorted({0, min(1, n_envs - 1), n_envs - 1}):
+            got = _branch(simulator, index, snapshot, actions[at:])
+            _compare(expected, got, f"environment {index}, restored to step {at} of environment 0")
 
 
 def _branch(
-    simulator: VecSimulator, index: int, snapshot: VecSnapshot, actions: Sequence[np.ndarray], seed: int | None
+    simulator: VecSimulator, index: int, snapshot: VecSnapshot, actions: Sequence[np.ndarray], seed: int | None = None
 ) -> list[Step]:
     """The steps of one environment, to the end of its episode at the latest; the others stand still."""
     steps = [Step(simulator.restore(index, snapshot, seed), None, None, None, {})]

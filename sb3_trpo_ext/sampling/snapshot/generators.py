@@ -87,6 +87,17 @@ def restore_generators(states: list[tuple[str, Any]], slots: Iterable[Slot], own
     return restored
 
 
+def restore_replaced(
+    generators: list[Any], states: list[tuple[str, Any]], slots: Iterable[Slot], owners: Mapping[Hashable, Any]
+) -> None:
+    """The same for generators that have been drawn from or replaced since: ``reset(seed=...)`` makes a new one."""
+    for key, name, number in slots:
+        generator = vars(owners[key]).get(name)
+        if kind_of(generator) == states[number][0]:
+            generators[number] = generator
+            set_state(generator, states[number][1])
+
+
 def global_states() -> tuple[Any, Any]:
     """Of the process's own generators: NumPy's and Python's."""
     return np.random.get_state(), random.getstate()

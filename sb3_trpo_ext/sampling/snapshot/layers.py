@@ -92,7 +92,8 @@ class Layer:
 
     def spaces(self) -> Iterator[tuple[Hashable, spaces.Space]]:
         """The spaces it holds, and those inside them: environments may sample from them."""
-        for name, value in vars(self.env).items():
+        of_the_class = {name: getattr(self.env, name, None) for name in ("action_space", "observation_space")}
+        for name, value in (of_the_class | vars(self.env)).items():
             if isinstance(value, spaces.Space):
                 yield from _with_inner(name, value)
 
