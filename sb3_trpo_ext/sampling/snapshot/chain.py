@@ -28,9 +28,7 @@ class Chain:
     def __init__(self, env: gym.Env) -> None:
         envs = _envs(env)
         self.adapter = adapter_for(env.unwrapped)
-        handles = self.adapter.handles
-        self.layers = [Layer(layer) for layer in envs[:-1]]
-        self.layers.append(Layer(envs[-1], frozenset() if handles is None else handles))
+        self.layers = [Layer(layer, self.adapter) for layer in envs]
         self._envs = envs
         self._numbers = {id(layer): number for number, layer in enumerate(envs)}
         self._owners: dict[Hashable, Any] = dict(enumerate(envs))

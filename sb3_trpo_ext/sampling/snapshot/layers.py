@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_trpo_ext.sampling.snapshot.adapters.base import SnapshotAdapter
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import GENERATORS
 from sb3_trpo_ext.sampling.snapshot.plain import CODE
@@ -35,7 +36,7 @@ _OF_THE_INSTANCE: dict[type, frozenset[str]] = {
 }
 _TABLES = {"gymnasium.envs.toy_text": _names("P")}
 
-_PLAIN = (bool, int, float, str, bytes, type(None), np.ndarray, np.generic)
+_PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 
 
 def is_constant(value: Any) -> bool:
@@ -52,11 +53,12 @@ def is_constant(value: Any) -> bool:
 class Layer:
     """One layer of a wrapper chain.
 
-    :param handles: attributes that an adapter looks after
+    :param adapter: the engine's, which looks after the attributes in ``handles`` and after its own memory
     """
 
-    def __init__(self, layer: gym.Env, handles: frozenset[str] = frozenset()) -> None:
-        self.env = layer
+    def __init__(self, layer: gym.Env, adapter: SnapshotAdapter) -> None:
+        self.env, self._adapter = layer, adapter
+        handles = (adapter.handles or frozenset()) if layer is layer.unwrapped else frozenset()
         self.name = type(layer).__qualname__
         if any(vars(cls).get("__slots__") for cls in type(layer).__mro__):
             raise SnapshotError(f"layer {self.name} keeps attributes in __slots__, which snapshots cannot carry")
@@ -74,19 +76,22 @@ class Layer:
         for name, value in vars(self.env).items():
             if name in self.excluded:
                 continue
-            if isinstance(value, _PLAIN):
-                attributes[name] = value
-            elif isinstance(value, GENERATORS):
+            if isinstance(value, GENERATORS):
                 generators[name] = value
-            elif not is_constant(value):
+            elif self._is_state(value):
                 attributes[name] = value
         return attributes, generators
+
+    def _is_state(self, value: Any) -> bool:
+        if isinstance(value, np.ndarray):
+            return value.base is None or not self._adapter.owns_memory_of(value)
+        return isinstance(value, _PLAIN) or not is_constant(value)
 
     def put(self, attributes: dict[str, Any]) -> None:
         """Set the attributes, and remove those that came later than the snapshot."""
         own = vars(self.env)
         for name in own.keys() - attributes.keys() - self.excluded:
-            if not isinstance(own[name], GENERATORS) and not is_constant(own[name]):
+            if not isinstance(own[name], GENERATORS) and self._is_state(own[name]):
                 del own[name]
         own.update(attributes)
 

@@ -8,6 +8,7 @@ import Box2D
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.utils import EzPickle
 from gymnasium.wrappers import NormalizeObservation, RecordVideo, TransformObservation
 from hypothesis import given, settings
@@ -188,6 +189,23 @@ class Rich(Own):
         if self.counts[3] == 5:
             self.came_later = 1.0
         return self.env_of_parts.number + getattr(self, "came_later", 0.0) + float(self.observation_space.sample()[0])
+
+
+class ViewsOfTheEngine(HopperEnv):
+    """Reads the torso through an array that MuJoCo writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.height, self.steps = self.data.qpos[1:2], np.zeros(1)
+
+    def step(self, action):
+        observation, reward, *flags = super().step(action)
+        self.steps = self.steps + self.height
+        return observation, reward + float(self.steps[0]), *flags
+
+
+def test_views_of_an_engines_memory_stay_views():
+    check_snapshot(ViewsOfTheEngine, n_steps=40)
 
 
 def test_plain_data_is_carried_whatever_its_shape():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 
 class SnapshotAdapter:
@@ -29,3 +30,7 @@ class SnapshotAdapter:
 
     def reseed(self, seed: int) -> None:
         """After a restore: start the engine's own generators afresh. Those of NumPy's are seeded already."""
+
+    def owns_memory_of(self, array: np.ndarray) -> bool:
+        """Whether an array is a view of the engine's memory, which :meth:`restore` restores."""
+        return False

@@ -64,3 +64,9 @@ class MujocoAdapter(SnapshotAdapter):
         for array in self._derived(data):
             array[:] = state[start : start + array.size]
             start += array.size
+
+    def owns_memory_of(self, array: np.ndarray) -> bool:
+        owner: Any = array.base
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        return owner is self._model_and_data()[1].qpos.base
