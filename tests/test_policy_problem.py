@@ -168,3 +168,41 @@ def test_parameters_that_the_user_froze_stay_out():
         assert_relative(
             dense(problem.fisher_product(), len(problem.parameters)), dense_fisher(policy, observations(B), reference)
         )
+
+
+class MeanActionOnOwnStates:
+    """Averages over states of its own."""
+
+    def __init__(self, states):
+        self.states = states
+
+    def set_old(self, old, rows):
+        pass
+
+    def terms(self, distribution, rows):
+        return distribution.mode().double().sum(dim=1)
+
+
+@pytest.mark.parametrize("chunk_size", [2, 100])
+def test_an_objective_may_bring_its_own_states(chunk_size):
+    policy, obs = STANDARD[0].policy(), observations(B)
+    own = MeanActionOnOwnStates(th.tensor([5, 0, 5]))
+    actions, advantages = sample_actions(policy, obs), th.randn(B, dtype=th.float64)
+
+    def problem_with(*objectives):
+        return PolicyProblem(
+            lambda rows: policy.get_distribution(obs[rows]), B, objectives, actions, policy, chunk_size=chunk_size
+        )
+
+    alone, both = problem_with(own), problem_with(SinglePathSurrogate(actions, advantages), own)
+    mean = policy.get_distribution(obs[own.states]).mode().sum(dim=1).mean()
+
+    objective, gradient = alone.gradient()
+    assert objective == pytest.approx(float(mean.detach()))
+    th.testing.assert_close(gradient, alone.parameters.gradient(mean))
+    assert both.gradient()[0] == pytest.approx(objective + float(advantages.mean()))
+    whole = problem_with(SinglePathSurrogate(actions, advantages))
+    th.testing.assert_close(both.gradient()[1], gradient + whole.gradient()[1])
+    both.parameters.write(both.parameters.read() + 0.05)
+    assert both.evaluate().kl == alone.evaluate().kl == whole.evaluate().kl > 0.0
+    assert both.evaluate().objective == pytest.approx(alone.evaluate().objective + whole.evaluate().objective)

@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo_ext.observations import leaves
 from sb3_trpo_ext.sampling.actor import LARGEST_USABLE
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.steps import StepOutcome, StepReport
 
 LARGEST_RETURN = 1e10
@@ -36,6 +37,9 @@ def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> s
         "advantages": (samples.advantages, LARGEST_RETURN),
         "returns": (samples.returns, LARGEST_RETURN),
     }
+    branches = buffer.branches if isinstance(buffer, VineRolloutBuffer) else None
+    if branches is not None:
+        quantities["branch returns"] = th.as_tensor(branches.q_values), LARGEST_RETURN
     for name, (batch, limit) in quantities.items():
         for leaf in leaves(batch):
             # not (… <= …), so that NaN counts
