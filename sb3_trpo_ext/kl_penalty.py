@@ -98,7 +98,7 @@ def _descend(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings:
             means = minibatches[i]()
             if means is None or not bool(th.isfinite(loss := _loss(means, settings))):
                 return None
-            if settings.max_kl is not None and float(means.kl) > settings.max_kl:
+            if settings.max_kl is not None and float(means.kl.detach()) > settings.max_kl:
                 return epoch
             optimizer.zero_grad()
             loss.backward()

@@ -8,7 +8,15 @@ from torch import nn
 
 from sb3_trpo_ext.numerics.conjugate_gradient import CGStatus
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.trust_region import Evaluation, StepOutcome, TrustRegionSettings, propose_step, trust_region_step
+from sb3_trpo_ext.steps import Evaluation, StepOutcome
+from sb3_trpo_ext.trust_region import (
+    TrustRegionReport,
+    TrustRegionSettings,
+    adapted_radius,
+    natural_gradient_step,
+    propose_step,
+    trust_region_step,
+)
 from tests.cases import CASES, STANDARD, dense_fisher, observations
 from tests.test_policy_problem import B, problem_of
 
@@ -204,3 +212,102 @@ def test_a_step_that_overflows_is_an_outcome():
     problem.evaluate = lambda: pytest.fail("a step that is not finite must not be tried")
     report = rejected(problem, TrustRegionSettings(1e60, cg_damping=0.0))
     assert report.outcome is StepOutcome.NON_FINITE_STEP and report.outcome.is_fault
+
+
+# -- the natural gradient step --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fisher", ["auto", "hessian", "empirical", "identity"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_without_backtracking_the_natural_gradient_step_is_the_trust_region_step_bit_for_bit(case, fisher):
+    advantages = th.randn(B, dtype=th.float64)
+    chosen = TrustRegionSettings(1e-4, cg_damping=0.5)
+    if fisher in ("empirical", "identity"):  # whose radius is not the KL's
+        chosen = TrustRegionSettings(1.0, step_radius=1e-6, cg_damping=0.1)
+    problems = [problem_of(case.policy(), advantages=advantages, fisher=fisher) for _ in range(2)]
+    searched, taken = trust_region_step(problems[0], chosen), natural_gradient_step(problems[1], chosen)
+    assert searched.backtracks == 0 and searched == taken
+    assert th.equal(*(problem.parameters.read() for problem in problems))
+
+
+def test_a_fixed_step_size_multiplies_the_natural_gradient():
+    F, g = spd(8, 3), th.randn(8, dtype=th.float64)
+    problem = Quadratic(g, F)
+    report = natural_gradient_step(problem, TrustRegionSettings(1e-9, step_size=0.3, cg_damping=0.1, cg_max_steps=50))
+    x = th.linalg.solve(F + 0.1 * th.eye(8, dtype=th.float64), g)
+    th.testing.assert_close(problem.parameters.read(), 0.3 * x, rtol=1e-6, atol=1e-9)
+    # far outside of δ: the KL is reported, not tested
+    assert report.outcome is StepOutcome.ACCEPTED and report.kl > report.target_kl
+    assert report.kl == pytest.approx(report.predicted_kl, rel=1e-6)
+
+
+def test_the_lectures_radius_is_twice_ours():
+    """Subject to sᵀFs ≤ δ, without the ½, the step is sqrt(δ / gᵀF⁻¹g) F⁻¹g."""
+    F, g, delta = spd(6, 4), th.randn(6, dtype=th.float64), 0.02
+    problem = Quadratic(g, F)
+    natural_gradient_step(problem, TrustRegionSettings(delta / 2, cg_damping=0.0, cg_max_steps=50))
+    x = th.linalg.solve(F, g)
+    th.testing.assert_close(problem.parameters.read(), math.sqrt(delta / float(g @ x)) * x, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("step", [trust_region_step, natural_gradient_step])
+def test_the_l2_ball_gives_the_plain_gradient(step):
+    problem = problem_of(STANDARD[0].policy(), advantages=th.randn(B, dtype=th.float64), fisher="identity")
+    theta, (_, g) = problem.parameters.read(), problem.gradient()
+    report = step(problem, TrustRegionSettings(1.0, step_radius=1e-4, cg_damping=0.0))
+    s = problem.parameters.read() - theta
+    assert report.outcome is StepOutcome.ACCEPTED and report.fraction == 1.0 and report.cg_iterations == 1
+    assert 0.5 * float(s @ s) == pytest.approx(1e-4)
+    th.testing.assert_close(s / s.norm(), g / g.norm())
+    assert report.kl > 0 and math.isnan(report.predicted_kl)
+
+
+def test_in_the_l2_ball_the_search_still_tests_the_kl_and_the_full_step_does_not():
+    problems = [problem_of(STANDARD[0].policy(), advantages=th.ones(B).double().cumsum(0), fisher="identity") for _ in "ab"]
+    chosen = TrustRegionSettings(1e-4, step_radius=0.5, cg_damping=0.0, line_search_max_iter=60)
+    searched, taken = trust_region_step(problems[0], chosen), natural_gradient_step(problems[1], chosen)
+    assert searched.outcome is StepOutcome.ACCEPTED and searched.kl <= 1e-4 and searched.backtracks > 0
+    assert taken.outcome is StepOutcome.ACCEPTED and taken.kl > 1e-4
+
+
+@pytest.mark.parametrize("evaluation", [Evaluation(math.nan, math.nan), Evaluation(math.inf, 0.1), Evaluation(1.0, math.inf)])
+def test_a_full_step_to_something_not_finite_never_lands(evaluation):
+    problem = Quadratic(th.ones(3, dtype=th.float64), th.eye(3, dtype=th.float64))
+    problem.evaluate = lambda: evaluation
+    report = natural_gradient_step(problem, SETTINGS)
+    assert report.outcome is StepOutcome.NON_FINITE_STEP and report.outcome.is_fault
+    assert th.equal(problem.parameters.read(), th.zeros(3, dtype=th.float64))
+    assert report.kl == report.fraction == report.step_norm == 0.0
+
+
+@pytest.mark.parametrize("step", [trust_region_step, natural_gradient_step])
+def test_a_radius_of_zero_is_an_outcome_without_a_product(step):
+    problem = Quadratic(th.ones(3, dtype=th.float64), th.eye(3, dtype=th.float64))
+    assert step(problem, TrustRegionSettings(0.0)).outcome is StepOutcome.ZERO_RADIUS
+    assert problem.products == 0
+
+
+# -- the radius ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "outcome, ratio, fraction, factor",
+    [
+        ("accepted", 0.9, 1.0, 2.0),
+        ("accepted", 1.3, 1.0, 2.0),
+        ("accepted", 0.9, 0.8, 1.0),
+        ("accepted", 0.5, 1.0, 1.0),
+        ("accepted", 0.2, 1.0, 0.5),
+        ("accepted", -3.0, 1.0, 0.5),
+        ("no_improvement", -1.0, 0.0, 0.5),
+        ("undone", 0.9, 1.0, 1.0),
+        ("zero_gradient", math.nan, 0.0, 1.0),
+        ("non_finite_step", math.nan, 0.0, 1.0),
+    ],
+)
+def test_the_radius_follows_the_ratio_of_actual_to_expected_improvement(outcome, ratio, fraction, factor):
+    improvements = dict(improvement=3 * ratio, expected_improvement=3.0)
+    outcome = StepOutcome(outcome)
+    report = TrustRegionReport(outcome=outcome, objective=0.0, target_kl=0.01, fraction=fraction, **improvements)
+    assert adapted_radius(0.01, report, (1e-3, 1e-1)) == pytest.approx(0.01 * factor)
+    assert adapted_radius(0.01, report, (0.009, 0.015)) == pytest.approx(min(max(0.01 * factor, 0.009), 0.015))

@@ -120,7 +120,8 @@ class KLPPOExt(OnPolicyExt):
 
     def _adapt(self, report: StepReport) -> None:
         assert isinstance(report, KLPenaltyReport)
-        if report.target_kl is not None and report.outcome is StepOutcome.ACCEPTED:
+        # a schedule that has come to 0 is no target any more
+        if report.target_kl is not None and report.target_kl > 0.0 and report.outcome is StepOutcome.ACCEPTED:
             self.beta = adapted_beta(self.beta, report.kl, report.target_kl)
 
     def _describe(self) -> str:

@@ -71,11 +71,9 @@ class NaturalGradientExt(OnPolicyExt):
         super()._check_arguments()
         require_choice("fisher", self.fisher, ("auto", "gauss_newton", "hessian", "empirical", "identity"))
         require_choice("kl_reduction", self.kl_reduction, ("sum", "mean"))
-        if callable(self.target_kl):
-            scheduled("target_kl", self.target_kl, 1.0)
-            require("adaptive_radius", self.adaptive_radius, not self.adaptive_radius, "False with a schedule of target_kl")
-        else:
-            require_real("target_kl", self.target_kl, 0.0, open_below=True)
+        require_real("target_kl", scheduled("target_kl", self.target_kl, 1.0), 0.0, open_below=True)
+        both = self.adaptive_radius and callable(self.target_kl)
+        require("adaptive_radius", self.adaptive_radius, not both, "False with a schedule of target_kl")
         require_real("cg_damping", self.cg_damping, 0.0)
         require_real("step_radius", self.step_radius, 0.0, open_below=True)
         for name in ("cg_max_steps", "sub_sampling_factor"):

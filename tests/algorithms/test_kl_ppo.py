@@ -1,0 +1,118 @@
+"""KLPPOExt: β, its target, early stopping, and what comes from SB3's PPO."""
+
+import inspect
+import re
+
+import gymnasium as gym
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_trpo_ext import KLPPOExt
+from tests.envs import Walk, limited
+
+FAST = dict(n_steps=64, batch_size=32, seed=0, device="cpu")
+
+
+def make(env=None, **arguments):
+    return KLPPOExt("MlpPolicy", env or limited(Walk()), **{**FAST, **arguments})
+
+
+def flat(model):
+    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+def test_keywords_of_ppo_keep_their_names_and_defaults():
+    ours, theirs = (inspect.signature(cls.__init__).parameters for cls in (KLPPOExt, PPO))
+    assert set(theirs) - set(ours) == {"clip_range", "clip_range_vf", "vf_coef"}
+    assert [name for name in theirs if name in ours and ours[name].default != theirs[name].default] == ["target_kl"]
+    assert list(ours)[:7] == list(theirs)[:7]
+
+
+def test_beta_is_halved_while_the_policy_hardly_moves_and_doubled_where_it_runs_away():
+    slow = make(learning_rate=1e-6).learn(192)
+    assert slow.report.kl < 0.01 / 1.5 and slow.report.beta == 0.25 and slow.beta == 0.125
+    fast = make(learning_rate=1e-2).learn(64)
+    assert fast.report.kl > 0.015 and fast.beta == 2.0
+
+
+def test_beta_without_a_target_stays():
+    model = make(beta=0.7, target_kl=None).learn(192)
+    assert model.beta == model.report.beta == 0.7 and model.report.target_kl is None
+
+
+def test_a_larger_beta_holds_the_policy_back():
+    kls = [make(beta=beta, target_kl=None, learning_rate=3e-3).learn(64).report.kl for beta in (0.0, 100.0)]
+    assert kls[1] < 0.1 * kls[0]
+
+
+def test_beta_and_a_schedule_of_its_target_are_saved(tmp_path):
+    model = make(learning_rate=1e-6, target_kl="lin_0.02").learn(128)
+    assert model.beta == 0.5  # the second update's target is 0, which is none
+    model.save(tmp_path / "model")
+    loaded = KLPPOExt.load(tmp_path / "model", env=limited(Walk()), device="cpu")
+    assert loaded.beta == model.beta and type(loaded.target_kl) is LinearSchedule
+    loaded.learn(64)
+
+
+def test_max_kl_ends_the_epochs_early():
+    model = make(max_kl=0.005, learning_rate=3e-3, n_epochs=50, target_kl=None, beta=0.0).learn(64)
+    assert model.report.epochs < 50 and model.outcome_counts == {"accepted": 1}
+
+
+def test_both_estimators_of_the_penalty_train():
+    models = [make(kl_estimator=estimator).learn(128) for estimator in ("analytic", "sample")]
+    assert all(model.outcome_counts == {"accepted": 2} for model in models)
+    assert not th.equal(*map(flat, models))
+
+
+def test_a_learning_rate_that_overflows_costs_the_update():
+    model = make().learn(64)
+    start = flat(model)
+    model.lr_schedule = lambda _: 1e30
+    with pytest.warns(UserWarning, match="update skipped: NaN, infinite or huge step"):
+        model.learn(64)
+    assert th.equal(flat(model), start) and model.outcome_counts == {"accepted": 1, "non_finite_step": 1, "faults": 1}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(beta=-1.0, target_kl=None),
+        dict(beta=0.0),
+        dict(target_kl=0.0),
+        dict(target_kl="lin_x"),
+        dict(kl_estimator="k3"),
+        dict(max_kl=0.0),
+        dict(n_epochs=0),
+        dict(max_grad_norm=-0.5),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_work_are_refused_by_name(arguments):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ValueError, match=rf"{name} must be .*got {re.escape(repr(value))}"):
+        make(**arguments)
+
+
+def test_the_policys_keywords_are_never_without_effect():
+    with pytest.warns(UserWarning, match="makes no use of n_critic_updates=3$"):
+        make(critic="gauss_newton", learning_rate=1e-3, max_grad_norm=1.0, n_critic_updates=3)
+
+
+def test_how_it_is_going_to_train_is_printed(capsys):
+    make(verbose=1)
+    make(verbose=1, target_kl=None, beta=3.0)
+    out = capsys.readouterr().out
+    assert "beta 1, adapted towards a KL(old || new) of 0.01 nats" in out and "beta 3, fixed" in out
+
+
+def test_an_archive_of_ppo_goes_on(tmp_path):
+    env = gym.make("Pendulum-v1")
+    ppo = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=3, target_kl=0.7, seed=0, device="cpu").learn(64)
+    ppo.save(tmp_path / "ppo")
+    loaded = KLPPOExt.load(tmp_path / "ppo", env=env, device="cpu")
+    assert th.equal(flat(loaded), flat(ppo)) and (loaded.n_epochs, loaded.target_kl) == (3, 0.01)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.outcome_counts == {"accepted": 1}

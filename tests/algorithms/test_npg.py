@@ -1,0 +1,181 @@
+"""NPGExt, and what it shares with TRPOExt: step sizes, the L2 ball, schedules and adaptation of the radius."""
+
+import re
+
+import pytest
+import torch as th
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_trpo_ext import NPGExt, TRPOExt
+from tests.cases import ACTION_SPACES
+from tests.envs import Walk, limited
+
+FAST = dict(n_steps=64, batch_size=32, seed=0, device="cpu")
+BOTH = pytest.mark.parametrize("algorithm", [TRPOExt, NPGExt])
+
+
+def make(algorithm=NPGExt, env=None, **arguments):
+    return algorithm("MlpPolicy", env or limited(Walk()), **{**FAST, **arguments})
+
+
+def flat(model):
+    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_npg_and_trpo_give_the_same_parameters_when_the_first_candidate_is_accepted(space):
+    env = limited(Walk(ACTION_SPACES[space]))
+    trpo, npg = (make(algorithm, env, target_kl=1e-3).learn(192) for algorithm in (TRPOExt, NPGExt))
+    assert trpo.outcome_counts == npg.outcome_counts == {"accepted": 3} and trpo.report.backtracks == 0
+    assert th.equal(flat(trpo), flat(npg))
+
+
+@pytest.mark.parametrize("fisher", ["auto", "gauss_newton", "hessian", "empirical", "identity"])
+def test_every_fisher_choice(fisher):
+    model = make(fisher=fisher).learn(128)
+    assert model.outcome_counts == {"accepted": 2} and model.report.kl > 0
+
+
+def test_a_fixed_step_size():
+    steps = [make(step_size=alpha).learn(64).report.step_norm for alpha in (0.01, 0.02)]
+    assert steps[1] == pytest.approx(2 * steps[0], rel=1e-4)
+
+
+@BOTH
+def test_the_l2_ball(algorithm):
+    model = make(algorithm, fisher="identity", step_radius=1e-4, target_kl=0.5).learn(64)
+    assert model.outcome_counts == {"accepted": 1} and model.report.cg_iterations == 1
+    assert 0.5 * model.report.step_norm**2 == pytest.approx(1e-4, rel=1e-4)
+
+
+def test_in_the_l2_ball_trpo_tests_the_kl_and_npg_logs_it():
+    ball = dict(fisher="identity", step_radius=0.05, target_kl=1e-3)
+    trpo = make(TRPOExt, line_search_max_iter=40, **ball).learn(64).report
+    npg = make(NPGExt, **ball).learn(64).report
+    assert trpo.backtracks > 0 and 0 < trpo.kl <= 1e-3 < npg.kl
+
+
+# -- schedules --------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("target_kl", ["lin_0.02", LinearSchedule(0.02, 0.0, 1.0), lambda progress: 0.02 * progress])
+def test_a_schedule_of_the_radius(algorithm, target_kl):
+    seen, model = [], make(algorithm, target_kl=target_kl)
+    update = model._update_policy
+
+    def watched(problem):
+        seen.append(update(problem))
+        return seen[-1]
+
+    model._update_policy = watched
+    model.learn(250)  # four updates, the last of them beyond the end
+    assert [report.target_kl for report in seen] == pytest.approx([0.02 * (1 - 64 * i / 250) for i in (1, 2, 3)] + [0.0])
+    assert [report.outcome for report in seen] == ["accepted"] * 3 + ["zero_radius"]
+
+
+@BOTH
+def test_a_schedule_is_saved_as_sb3s_own(algorithm, tmp_path):
+    model = make(algorithm, target_kl="lin_0.02").learn(64)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=limited(Walk()), device="cpu")
+    assert type(loaded.target_kl) is LinearSchedule and loaded.target_kl(1.0) == 0.02
+    loaded.learn(64)
+    again = algorithm.load(tmp_path / "model", device="cpu", target_kl="lin_0.5")
+    assert again.target_kl(1.0) == 0.5
+
+
+@pytest.mark.parametrize("bad", ["lin_0", lambda _: -1.0, "cos_0.1", "lin_-1"])
+def test_schedules_that_cannot_work_are_refused(bad):
+    with pytest.raises(ValueError, match=r"target_kl .*must be"):
+        make(target_kl=bad)
+
+
+# -- adaptation --------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("fisher, start", [("auto", 0.004), ("identity", 1e-5)])
+def test_an_adaptive_radius_grows_where_the_model_is_good_and_is_saved(algorithm, fisher, start, tmp_path):
+    radius = dict(target_kl=0.004) if fisher == "auto" else dict(step_radius=1e-5)
+    model = make(algorithm, adaptive_radius=True, fisher=fisher, **radius)
+    assert model.radius == start
+    model.learn(64)
+    assert model.report.improvement > 0.75 * model.report.expected_improvement
+    assert model.radius == 2 * start
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=limited(Walk()), device="cpu")
+    assert loaded.radius == 2 * start
+    loaded.learn(64, reset_num_timesteps=False)
+    if fisher == "auto":
+        assert loaded.report.target_kl == 2 * start
+    else:
+        assert 0.5 * loaded.report.step_norm**2 == pytest.approx(2 * start, rel=1e-3)
+
+
+@BOTH
+def test_an_adaptive_radius_shrinks_where_the_model_is_bad_and_stays_within_bounds(algorithm, monkeypatch):
+    model = make(algorithm, adaptive_radius=True, target_kl=0.01, radius_bounds=[0.004, 0.02])
+    problem_of = model._policy_problem
+
+    def deceived(samples):
+        problem = problem_of(samples)
+        gradient = problem.gradient
+        monkeypatch.setattr(problem, "gradient", lambda: (gradient()[0], -gradient()[1]))
+        return problem
+
+    monkeypatch.setattr(model, "_policy_problem", deceived)
+    model.learn(64)
+    assert model.radius == 0.005
+    model.learn(128)
+    assert model.radius == 0.004
+
+
+@BOTH
+def test_a_schedule_and_adaptation_at_once_are_refused(algorithm):
+    with pytest.raises(ValueError, match="adaptive_radius must be False with a schedule of target_kl, got True"):
+        make(algorithm, adaptive_radius=True, target_kl="lin_0.01")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(step_radius=0.0, fisher="identity"), dict(radius_bounds=(0.1,), adaptive_radius=True)]
+    + [dict(radius_bounds=bad, adaptive_radius=True) for bad in ((0.0, 1.0), (0.2, 0.1), 0.1)],
+    ids=str,
+)
+def test_values_that_cannot_work_are_refused_by_name(algorithm, arguments):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ValueError, match=rf"{name} must be .*got {re.escape(repr(value))}"):
+        make(algorithm, **arguments)
+
+
+@pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), "1"])
+def test_step_sizes_that_cannot_work_are_refused(step_size):
+    with pytest.raises(ValueError, match="step_size must be a number"):
+        make(step_size=step_size)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(fisher="identity", cg_damping=0.3), "fisher='identity' makes no use of cg_damping=0.3"),
+        (dict(step_radius=0.3), "fisher='auto' makes no use of step_radius=0.3"),
+        (dict(radius_bounds=(0.1, 1)), "adaptive_radius=False makes no use of radius_bounds"),
+        (dict(step_size=0.1, target_kl=0.3), "step_size=0.1 makes no use of target_kl=0.3"),
+        (dict(step_size=0.1, adaptive_radius=True), "step_size=0.1 makes no use of adaptive_radius=True"),
+    ],
+)
+def test_keywords_without_effect_are_named(arguments, message):
+    with pytest.warns(UserWarning, match=message) as caught:
+        make(**arguments)
+    assert len(caught) == 1
+
+
+def test_how_the_step_is_made_is_printed(capsys):
+    make(verbose=1, target_kl=0.03)
+    make(verbose=1, step_size=0.2)
+    make(verbose=1, target_kl="lin_0.03", fisher="identity")
+    out = capsys.readouterr().out
+    for part in ("Natural gradient: 0.03 nats", "step size 0.2", "LinearSchedule(start=0.03", "1/2 |s|^2 = 0.01"):
+        assert part in out
