@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutBufferSamples, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_trpo_ext.algorithms.archives import OURS, saved_names
 from sb3_trpo_ext.algorithms.arguments import (
@@ -34,48 +23,15 @@ from sb3_trpo_ext.algorithms.arguments import (
     class_of,
     warn_without_effect,
 )
-from sb3_trpo_ext.algorithms.reporting import (
-    FAULTY_QUANTITY,
-    record_explained_variance,
-    record_policy_step,
-    unusable_quantity,
-)
+from sb3_trpo_ext.algorithms.updating import Updating
 from sb3_trpo_ext.checks import require, require_choice, require_count, require_real
-from sb3_trpo_ext.critic import (
-    AdamSettings,
-    CriticProblem,
-    CriticReport,
-    FitOutcome,
-    GaussNewtonSettings,
-    fit_adam,
-    fit_gauss_newton,
-)
-from sb3_trpo_ext.numerics.averages import chunks_of
-from sb3_trpo_ext.numerics.checkpoint import Checkpoint
-from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
-from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
-from sb3_trpo_ext.observations import entries_per_state, length, take, take_samples
-from sb3_trpo_ext.policy_problem import PolicyProblem
-from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
-from sb3_trpo_ext.sampling.buffers import adds_like_sb3
-from sb3_trpo_ext.sampling.single_path import collect_single_path
-from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper
-from sb3_trpo_ext.sampling.vine import collect_vine, make_restorable, mark_as_own
-from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer, vine_surrogate
-from sb3_trpo_ext.standard_policies import (
-    calls_like_sb3,
-    fixed_features,
-    has_parameters,
-    mlp_actor,
-    mlp_critic,
-    overrides,
-)
+from sb3_trpo_ext.sampling.vine import make_restorable
 from sb3_trpo_ext.steps import StepReport
 
 SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
 
 
-class OnPolicyExt(OnPolicyAlgorithm):
+class OnPolicyExt(Updating):
     """Collect transitions, improve the policy, fit the critic, report. Siblings define the second.
 
     Constructor arguments are documented at :class:`~sb3_trpo_ext.TRPOExt`. SB3's ``load()`` overwrites
@@ -185,28 +141,6 @@ class OnPolicyExt(OnPolicyAlgorithm):
         if self.verbose >= 1:
             print(self._describe())
 
-    @property
-    def _branches_out(self) -> bool:
-        """Whether rollouts are vines."""
-        return self.rollout_buffer_class is not None and issubclass(self.rollout_buffer_class, VineRolloutBuffer)
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        if isinstance(env, SnapshotWrapper) and monitor_wrapper and not is_wrapped(env, Monitor):
-            # SB3 would put the Monitor outside, where snapshots do not reach
-            env = SnapshotWrapper(Monitor(env.env))
-        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        if not isinstance(env, VecEnv):
-            mark_as_own(wrapped)
-        return wrapped
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on with another environment; see SB3. One that vine sampling cannot restore is refused."""
-        env = self._wrap_env(env, self.verbose)
-        if self._branches_out:
-            make_restorable(env)
-        super().set_env(env, force_reset)
-
     def _check_arguments(self) -> None:
         """Refuse values that cannot work.
 
@@ -239,246 +173,6 @@ class OnPolicyExt(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "report"]
-
-    # -- what subclasses may override --------------------------------------------------------------
-
-    def action_distribution(self, observations: PyTorchObs, samples: RolloutBufferSamples | None = None) -> Distribution:
-        """π_θ(·|s) on a batch of observations. Every distribution, acting included, is made here.
-
-        :param observations: (B, ·)
-        :param samples: the transitions that the observations belong to, with whatever further fields
-            the rollout buffer has; None when acting
-        """
-        return self.policy.get_distribution(observations)
-
-    def predict_values(self, observations: PyTorchObs) -> th.Tensor:
-        """V(s) on a batch of observations, (B, 1); zero without a critic."""
-        if self.critic == "none":
-            return th.zeros(length(observations), 1, device=self.device)
-        return self.policy.predict_values(observations)
-
-    @abstractmethod
-    def _update_policy(self, problem: PolicyProblem) -> StepReport:
-        """Improve the policy on one batch, or leave it bit for bit."""
-
-    def _adapt(self, report: StepReport) -> None:
-        """Settings that follow what became of a step, the critic fit included."""
-
-    # -- collecting ----------------------------------------------------------------------------------
-
-    @property
-    def actor_path(self) -> str:
-        """How rollouts ask the policy for actions: ``"numpy"``, ``"torch"`` or ``"sb3"``.
-
-        See :mod:`sb3_trpo_ext.sampling.actor`.
-        """
-        return self._make_actor(self.rollout_buffer).path
-
-    def _make_actor(self, rollout_buffer: RolloutBuffer) -> Actor:
-        policy = self.policy
-        at_each_step = self.values_at_each_step or not adds_like_sb3(rollout_buffer)
-        if overrides(self, OnPolicyExt, ("action_distribution",)):
-            values_of = self.predict_values if at_each_step else None
-            return TorchActor(self.action_distribution, policy, self.n_envs, values_of)
-        if at_each_step or calls_like_sb3(policy):
-            return SB3Actor(policy)
-        fast = numpy_actor(policy, self.n_envs)
-        if fast is not None:
-            return fast
-        if policy.share_features_extractor and has_parameters(policy.features_extractor):
-            # learned features serve actor and critic: computing them once a step is cheapest
-            return SB3Actor(policy)
-        return TorchActor(self.action_distribution, policy, self.n_envs)
-
-    def _make_branch_actor(self) -> BranchActor:
-        """Acts as :meth:`action_distribution` says, whatever else the policy overrides."""
-        fast = None if overrides(self, OnPolicyExt, ("action_distribution",)) else numpy_actor(self.policy, self.n_envs)
-        return fast or TorchActor(self.action_distribution, self.policy, self.n_envs)
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Fill the rollout buffer; the contract is SB3's. See :mod:`sb3_trpo_ext.sampling.single_path`."""
-        assert self._last_obs is not None, "No previous observation was provided"
-        self.policy.set_training_mode(False)
-
-        def make_actor() -> Actor:
-            return self._make_actor(rollout_buffer)
-
-        with self._timed("rollout"):
-            if isinstance(rollout_buffer, VineRolloutBuffer):
-                return collect_vine(self, env, callback, rollout_buffer, n_rollout_steps, make_actor, self._make_branch_actor)
-            return collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, make_actor)
-
-    def as_taken(self, actions: th.Tensor) -> th.Tensor:
-        """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""
-        return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
-
-    def states_per_pass(self, observations: Any) -> int:
-        """How many states go through the networks at once: ``chunk_size``, or about 64 MB of observations."""
-        return self.chunk_size or max(256, 2**24 // entries_per_state(observations))
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # branches may overshoot by much, and a schedule below 0 would turn the critic's fit around
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
-
-    # -- updating ------------------------------------------------------------------------------------
-
-    def train(self) -> None:
-        """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
-        self._update_learning_rate(self.policy.optimizer)
-        samples = next(iter(self.rollout_buffer.get(batch_size=None)))
-        self.report = None
-        fault = unusable_quantity(self.rollout_buffer, samples)
-        if fault is None:
-            record_explained_variance(self.logger, self.rollout_buffer)
-            fault = self._update(samples)
-        if fault is not None:
-            self._count("faults")
-            warnings.warn(
-                f"update skipped: NaN, infinite or huge {fault}; policy and critic keep their last good parameters",
-                stacklevel=2,
-            )
-        self._n_updates += 1
-        self._log_update()
-
-    def _update(self, samples: RolloutBufferSamples) -> str | None:
-        """Policy step and critic fit; the quantity whose fault undid both, if there was one."""
-        statistics = [buffer.clone() for buffer in self.policy.buffers()]
-        self._refresh_running_statistics(samples)
-        # dropout and batch statistics would make π_old a moving target
-        self.policy.set_training_mode(False)
-        with self._timed("policy"):
-            problem = self._policy_problem(samples)
-            start = Checkpoint(problem.parameters, self.policy.optimizer)
-            report = self._update_policy(problem)
-        fault = FAULTY_QUANTITY.get(report.outcome)
-        if fault is None and self.critic != "none":
-            with self._timed("critic"):
-                fit = self._fit_critic(samples, problem.parameters)
-            self.logger.record("train/value_loss", fit.loss)
-            if fit.outcome is FitOutcome.NON_FINITE:
-                start.restore()
-                report = report.undone()
-                fault = "value loss"
-        self.report = report
-        self._adapt(report)
-        self._count(report.outcome.value)
-        record_policy_step(self.logger, report)
-        self.logger.record("train/entropy", problem.entropy)
-        if fault is not None:
-            for buffer, kept in zip(self.policy.buffers(), statistics, strict=True):
-                buffer.copy_(kept)
-        return fault
-
-    def _policy_problem(self, samples: RolloutBufferSamples) -> PolicyProblem:
-        """L(θ), KL and F of the present policy on these transitions."""
-        observations, actions = samples.observations, self.as_taken(samples.actions)
-        actor = None if overrides(self, OnPolicyExt, ("action_distribution",)) else mlp_actor(self.policy)
-        inputs = None
-        if actor is not None:
-            extractor = self.policy.pi_features_extractor
-            inputs = fixed_features(self.policy, observations, extractor, self.states_per_pass(observations))
-        n_states = length(observations)
-        return PolicyProblem(
-            lambda rows: self.action_distribution(take(observations, rows), take_samples(samples, rows, n_states)),
-            n_states,
-            self._objectives(samples),
-            actions,
-            self.policy,
-            chunk_size=self.states_per_pass(observations),
-            mlp=None if actor is None or inputs is None else (actor, inputs),
-            **self._curvature_arguments(),
-        )
-
-    def _objectives(self, samples: RolloutBufferSamples) -> list[Objective]:
-        """What the policy step is to increase on these transitions, as a sum."""
-        actions = self.as_taken(samples.actions)
-        surrogate: Objective | None = None
-        if isinstance(self.rollout_buffer, VineRolloutBuffer):
-            surrogate = vine_surrogate(self.rollout_buffer, samples, self.as_taken, self.normalize_advantage)
-        if surrogate is None:
-            advantages = normalize_advantages(samples.advantages) if self.normalize_advantage else samples.advantages
-            surrogate = SinglePathSurrogate(actions, advantages)
-        return [surrogate, EntropyBonus(actions, self.ent_coef)] if self.ent_coef != 0.0 else [surrogate]
-
-    def _curvature_arguments(self) -> dict[str, Any]:
-        """What a subclass's arguments say of F: keywords of :class:`PolicyProblem`."""
-        return {}
-
-    def _fit_critic(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticReport:
-        """Fit V to the returns, moving only parameters that the policy does not depend on."""
-        with frozen(policy_parameters):
-            problem = self._critic_problem(samples, policy_parameters)
-            if len(problem.parameters) == 0:
-                return CriticReport(FitOutcome.NO_PARAMETERS)
-            if self.critic == "adam":
-                settings = AdamSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm)
-                return fit_adam(problem, self.policy.optimizer, settings)
-            report, self.critic_damping = fit_gauss_newton(
-                problem, self.critic_damping, GaussNewtonSettings(self.critic_steps, self.critic_cg_steps)
-            )
-            return report
-
-    def _critic_problem(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticProblem:
-        """The error of V on these transitions, in the parameters that are V's alone."""
-        observations = samples.observations
-        chunk_size = self.states_per_pass(observations)
-        network = None
-        if not overrides(self, OnPolicyExt, ("predict_values",)):
-            network = mlp_critic(self.policy, policy_parameters)
-        if network is not None:
-            own = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
-            parameters = FlatParameters(p for p in self.policy.parameters() if id(p) in own)
-            extractor = self.policy.vf_features_extractor
-            mlp = network, fixed_features(self.policy, observations, extractor, chunk_size)
-        else:
-            chunks = chunks_of(length(observations), chunk_size)
-            outputs = ((self.predict_values(take(observations, rows)),) for rows in chunks)
-            parameters, mlp = FlatParameters.reached_by_any(outputs, self.policy), None
-        return CriticProblem(
-            lambda rows: self.predict_values(take(observations, rows)),
-            samples.returns,
-            parameters,
-            chunk_size=chunk_size,
-            mlp=mlp,
-        )
-
-    def _refresh_running_statistics(self, samples: RolloutBufferSamples) -> None:
-        """One pass in training mode, for layers with running statistics such as BatchNorm.
-
-        Everything after it is done in evaluation mode, so the ratio is 1 and the KL 0 at θ_old.
-        """
-        if next(self.policy.buffers(), None) is None:
-            return
-        self.policy.set_training_mode(True)
-        observations, actions = samples.observations, self.as_taken(samples.actions)
-        with th.no_grad():
-            for rows in chunks_of(length(observations), self.states_per_pass(observations)):
-                if rows.stop - rows.start > 1:  # one state has no batch statistics
-                    self.policy.evaluate_actions(take(observations, rows), actions[rows])
-
-    # -- reporting -----------------------------------------------------------------------------------
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[part] = time.perf_counter() - started
-
-    def _count(self, outcome: str) -> None:
-        self.outcome_counts[outcome] = self.outcome_counts.get(outcome, 0) + 1
-
-    def _log_update(self) -> None:
-        record = self.logger.record
-        if hasattr(self.policy, "log_std"):
-            record("train/std", th.exp(self.policy.log_std).mean().item())
-        for outcome, count in self.outcome_counts.items():
-            record(f"outcome/{outcome}", count)
-        for part, seconds in self._seconds.items():
-            record(f"time/{part}_seconds", seconds)
-        self._seconds.clear()
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(
         self: SelfOnPolicyExt,

@@ -1,6 +1,6 @@
 """Acting in a rollout: the policy's actor called as often, and with as little around it, as possible.
 
-Three ways, chosen by what the policy is (``OnPolicyExt._make_actor``):
+Three ways, chosen by what the policy is (``Collecting._make_actor``):
 
 - ``"numpy"``: SB3's standard MLP actors on vectors, as plain matrix products on copies of the weights;
 - ``"torch"``: any policy, asked for its action distribution alone;

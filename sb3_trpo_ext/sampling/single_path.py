@@ -24,11 +24,11 @@ from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
 from sb3_trpo_ext.sampling.buffers import compute_returns
 
 if TYPE_CHECKING:
-    from sb3_trpo_ext.algorithms.base import OnPolicyExt
+    from sb3_trpo_ext.algorithms.collecting import Collecting
 
 
 def collect_single_path(
-    algorithm: OnPolicyExt,
+    algorithm: Collecting,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
@@ -91,7 +91,7 @@ def collect_single_path(
     return True
 
 
-def action_transform(algorithm: OnPolicyExt) -> Callable[[np.ndarray], np.ndarray]:
+def action_transform(algorithm: Collecting) -> Callable[[np.ndarray], np.ndarray]:
     """Actions as the policy gave them ↦ actions as the environment takes them."""
     space = algorithm.action_space
     if not isinstance(space, spaces.Box):
@@ -138,7 +138,7 @@ class Recorder(Protocol):
 class ImmediateRecorder:
     """Adds each step as SB3 does: values and log-probabilities known, truncations bootstrapped at once."""
 
-    def __init__(self, algorithm: OnPolicyExt, buffer: RolloutBuffer) -> None:
+    def __init__(self, algorithm: Collecting, buffer: RolloutBuffer) -> None:
         self._algorithm = algorithm
         self._buffer = buffer
 
@@ -163,7 +163,7 @@ class ImmediateRecorder:
 class DeferredRecorder:
     """Writes transitions only, and at the end all values and log-probabilities in batched passes."""
 
-    def __init__(self, algorithm: OnPolicyExt, buffer: RolloutBuffer) -> None:
+    def __init__(self, algorithm: Collecting, buffer: RolloutBuffer) -> None:
         self._algorithm = algorithm
         self._buffer = buffer
         self._truncations: list[tuple[int, int, Any]] = []
@@ -213,7 +213,7 @@ class DeferredRecorder:
 
 
 @th.no_grad()
-def _finish_returns(algorithm: OnPolicyExt, buffer: RolloutBuffer, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+def _finish_returns(algorithm: Collecting, buffer: RolloutBuffer, new_obs: Any, dones: np.ndarray) -> th.Tensor:
     """Returns and advantages from the values of the last observations, which are given back."""
     last_values = algorithm.predict_values(obs_as_tensor(usable(new_obs), algorithm.device))
     compute_returns(buffer, last_values, dones)

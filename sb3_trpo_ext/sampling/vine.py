@@ -26,13 +26,13 @@ from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotWrapper, VecSimu
 from sb3_trpo_ext.sampling.vine_buffer import Branches, VineRolloutBuffer
 
 if TYPE_CHECKING:
-    from sb3_trpo_ext.algorithms.base import OnPolicyExt
+    from sb3_trpo_ext.algorithms.collecting import Collecting
 
 _SEEDS = 2**31 - 1  # what every simulator takes
 
 
 def collect_vine(
-    algorithm: OnPolicyExt,
+    algorithm: Collecting,
     env: VecEnv,
     callback: BaseCallback,
     buffer: VineRolloutBuffer,
@@ -103,7 +103,7 @@ class _Lanes:
 
     def __init__(
         self,
-        algorithm: OnPolicyExt,
+        algorithm: Collecting,
         simulator: VecSimulator,
         buffer: VineRolloutBuffer,
         actor: BranchActor,
@@ -212,7 +212,7 @@ class _Lanes:
 
 @th.no_grad()
 def _first_actions(
-    algorithm: OnPolicyExt, buffer: VineRolloutBuffer, states: np.ndarray, rng: np.random.Generator
+    algorithm: Collecting, buffer: VineRolloutBuffer, states: np.ndarray, rng: np.random.Generator
 ) -> tuple[FirstActions, np.ndarray]:
     """First actions in the states of the rollout set, and their log π_old, (N, K)."""
     envs, steps = np.divmod(states, buffer.buffer_size)
@@ -240,7 +240,7 @@ def _first_actions(
     return FirstActions.concatenate(firsts), np.concatenate(log_probs)
 
 
-def _own_generator(algorithm: OnPolicyExt) -> np.random.Generator:
+def _own_generator(algorithm: Collecting) -> np.random.Generator:
     """The generator of one collection: of the model's seed and of how far it has come, so that it is also saved."""
     if algorithm.seed is None:
         return np.random.default_rng()
@@ -272,7 +272,7 @@ def _progress_bars(callback: BaseCallback | None) -> Iterator[ProgressBarCallbac
         yield from _progress_bars(callback.callback)
 
 
-def _record(algorithm: OnPolicyExt, branches: Branches, lanes: _Lanes) -> None:
+def _record(algorithm: Collecting, branches: Branches, lanes: _Lanes) -> None:
     record = algorithm.logger.record
     record("vine/branches", lanes.n_branches)
     record("vine/branch_steps", lanes.n_steps)

@@ -1,0 +1,152 @@
+"""Collecting transitions: who acts, in which environments, as a single path or as a vine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.observations import entries_per_state, length
+from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
+from sb3_trpo_ext.sampling.buffers import adds_like_sb3
+from sb3_trpo_ext.sampling.single_path import collect_single_path
+from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper, check_returns
+from sb3_trpo_ext.sampling.vine import collect_vine, make_restorable, mark_as_own
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
+from sb3_trpo_ext.standard_policies import calls_like_sb3, has_parameters, overrides
+
+
+class Collecting(OnPolicyAlgorithm):
+    """The half of the shell that fills the rollout buffer."""
+
+    critic: CriticChoice
+    values_at_each_step: bool
+    chunk_size: int | None
+    _seconds: dict[str, float]
+
+    # -- the policy, seen through two methods that subclasses may override ---------------------------
+
+    def action_distribution(self, observations: PyTorchObs, samples: RolloutBufferSamples | None = None) -> Distribution:
+        """π_θ(·|s) on a batch of observations. Every distribution, acting included, is made here.
+
+        :param observations: (B, ·)
+        :param samples: the transitions that the observations belong to, with whatever further fields
+            the rollout buffer has; None when acting
+        """
+        return self.policy.get_distribution(observations)
+
+    def predict_values(self, observations: PyTorchObs) -> th.Tensor:
+        """V(s) on a batch of observations, (B, 1); zero without a critic."""
+        if self.critic == "none":
+            return th.zeros(length(observations), 1, device=self.device)
+        return self.policy.predict_values(observations)
+
+    # -- acting --------------------------------------------------------------------------------------
+
+    @property
+    def actor_path(self) -> str:
+        """How rollouts ask the policy for actions: ``"numpy"``, ``"torch"`` or ``"sb3"``.
+
+        See :mod:`sb3_trpo_ext.sampling.actor`.
+        """
+        return self._make_actor(self.rollout_buffer).path
+
+    def _make_actor(self, rollout_buffer: RolloutBuffer) -> Actor:
+        policy = self.policy
+        at_each_step = self.values_at_each_step or not adds_like_sb3(rollout_buffer)
+        if overrides(self, Collecting, ("action_distribution",)):
+            values_of = self.predict_values if at_each_step else None
+            return TorchActor(self.action_distribution, policy, self.n_envs, values_of)
+        if at_each_step or calls_like_sb3(policy):
+            return SB3Actor(policy)
+        fast = numpy_actor(policy, self.n_envs)
+        if fast is not None:
+            return fast
+        if policy.share_features_extractor and has_parameters(policy.features_extractor):
+            # learned features serve actor and critic: computing them once a step is cheapest
+            return SB3Actor(policy)
+        return TorchActor(self.action_distribution, policy, self.n_envs)
+
+    def _make_branch_actor(self) -> BranchActor:
+        """Acts as :meth:`action_distribution` says, whatever else the policy overrides."""
+        fast = None if overrides(self, Collecting, ("action_distribution",)) else numpy_actor(self.policy, self.n_envs)
+        return fast or TorchActor(self.action_distribution, self.policy, self.n_envs)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the rollout buffer; the contract is SB3's. See :mod:`sb3_trpo_ext.sampling.single_path`."""
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+
+        def make_actor() -> Actor:
+            return self._make_actor(rollout_buffer)
+
+        with self._timed("rollout"):
+            if isinstance(rollout_buffer, VineRolloutBuffer):
+                return collect_vine(self, env, callback, rollout_buffer, n_rollout_steps, make_actor, self._make_branch_actor)
+            return collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, make_actor)
+
+    def as_taken(self, actions: th.Tensor) -> th.Tensor:
+        """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""
+        return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
+
+    def states_per_pass(self, observations: Any) -> int:
+        """How many states go through the networks at once: ``chunk_size``, or about 64 MB of observations."""
+        return self.chunk_size or max(256, 2**24 // entries_per_state(observations))
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # branches may overshoot by much, and a schedule below 0 would turn the critic's fit around
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    # -- environments that branches can start from -----------------------------------------------------
+
+    @property
+    def _branches_out(self) -> bool:
+        """Whether rollouts are vines."""
+        return self.rollout_buffer_class is not None and issubclass(self.rollout_buffer_class, VineRolloutBuffer)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, SnapshotWrapper) and monitor_wrapper and not is_wrapped(env, Monitor):
+            # SB3 would put the Monitor outside, where snapshots do not reach
+            env = SnapshotWrapper(Monitor(env.env))
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        if not isinstance(env, VecEnv):
+            mark_as_own(wrapped)
+        return wrapped
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on with another environment; see SB3. One that vine sampling cannot restore is refused."""
+        env = self._wrap_env(env, self.verbose)
+        if self._branches_out:
+            make_restorable(env)
+        super().set_env(env, force_reset)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self._branches_out:
+            assert self.env is not None
+            check_returns(self.env)
+        return prepared
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] = time.perf_counter() - started
