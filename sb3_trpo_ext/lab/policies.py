@@ -183,8 +183,10 @@ class ExactProblem:
         return lambda v: F @ v
 
     def evaluate(self) -> Evaluation:
-        """L and KL(π_old ‖ π_θ) at the parameters' present values."""
+        """L and KL(π_old ‖ π_θ) at the parameters' present values, NaN where these are no policy."""
         pi = probabilities(self.policy, len(self.old.V))
+        if not np.isfinite(pi).all():
+            return Evaluation(np.nan, np.nan)
         apart = divergence(self.old, pi)
         gain = (surrogate(self.old, pi) - self.old.eta) / self.old.rho.sum()
         return Evaluation(gain, apart.max_kl if self.constraint == "max" else apart.mean_kl)

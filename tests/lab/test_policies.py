@@ -200,6 +200,8 @@ def test_the_exact_problem_is_a_trust_region_problem(constraint, index):
     pi = probabilities(policy, 4)
     gain = (bounds.surrogate(old, pi) - old.eta) * (1 - mdp.gamma)
     assert problem.evaluate() == pytest.approx((gain, bounds.divergence(old, pi)[index]))
+    problem.parameters.write(th.full((3,), th.nan, dtype=th.float64))
+    assert np.isnan(problem.evaluate()).all()
 
 
 def test_logits_of_another_shape_are_refused():
