@@ -57,8 +57,12 @@ def model_of(env_id: str, algorithm: str, seed: int) -> TRPOExt:
     return TRPOExt("MlpPolicy", env, n_steps=task.n_steps, seed=seed, device="cpu", **vine)  # type: ignore[arg-type]
 
 
-def learn(env_id: str, algorithm: str, seed: int, iterations: int | None, every: int = 2) -> dict[str, Any]:
-    """One run; an evaluation after every second iteration and at the end."""
+def learn(env_id: str, algorithm: str, seed: int, iterations: int | None, n_final: int = 20) -> dict[str, Any]:
+    """One run; an evaluation after every second iteration and at the end.
+
+    :param iterations: None: as many as the task says
+    :param n_final: episodes with the final policy
+    """
     task, model = TASKS[env_id], model_of(env_id, algorithm, seed)
     evaluation_env = make_vec_env(env_id, n_envs=4, seed=10_000 + seed)
     curve: list[tuple[int, int, float]] = []
@@ -69,13 +73,13 @@ def learn(env_id: str, algorithm: str, seed: int, iterations: int | None, every:
     while True:
         model.learn(1, reset_num_timesteps=False)
         done = model._n_updates == iterations if iterations else model.num_timesteps + most > (task.simulator_steps or 0)
-        if done or (iterations and model._n_updates % every == 0):
+        if done or (iterations and model._n_updates % 2 == 0):
             returns = evaluate_policy(model, evaluation_env, n_eval_episodes=4)[0]
             curve.append((model._n_updates, model.num_timesteps, float(returns)))
         if done:
             break
     seconds = time.perf_counter() - started
-    final = evaluate_policy(model, make_vec_env(env_id, n_envs=4, seed=20_000 + seed), n_eval_episodes=20)[0]
+    final = evaluate_policy(model, make_vec_env(env_id, n_envs=4, seed=20_000 + seed), n_eval_episodes=n_final)[0]
     return {
         "env": env_id,
         "algorithm": algorithm,
@@ -99,7 +103,7 @@ def run_missing(out: Path, environments: list[str], seeds: list[int], iterations
             path = path_of(out, env_id, algorithm, seed)
             if path.exists():
                 continue
-            result = learn(env_id, algorithm, seed, iterations)
+            result = learn(env_id, algorithm, seed, iterations, 4 if iterations else 20)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(result) + "\n")
             print(f"{env_id:12} {algorithm:12} {seed}  final {result['final']:8.1f}  {result['seconds']:5.0f} s", flush=True)

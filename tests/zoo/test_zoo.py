@@ -18,7 +18,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trpo_ext import NPGExt, TRPOExt
+from sb3_trpo_ext import NPGExt, SnapshotWrapper, TRPOExt, VineRolloutBuffer
 from sb3_trpo_ext.zoo import config_path, register
 from sb3_trpo_ext.zoo.__main__ import VERBS, main, with_own_config
 from sb3_trpo_ext.zoo.registration import ALGORITHMS, SAMPLERS, convert_params
@@ -163,6 +163,29 @@ def test_our_file_is_taken_where_none_is_named():
     spellings = (["-conf", "mine.yml"], ["--conf", "mine.yml"], ["--conf-file=mine.yml"], ["-conf=mine.yml"])
     for given in (["--algo", "ppo"], ["--env", "CartPole-v1"], *(["--algo", "trpo_ext", *own] for own in spellings)):
         assert with_own_config(given) == given
+
+
+SNAPSHOTS = "sb3_trpo_ext.SnapshotWrapper"
+VINE_FILE = config_path().with_name("trpo_ext_vine.yml")
+
+
+@pytest.mark.parametrize("environment", yaml.safe_load(VINE_FILE.read_text()))
+def test_every_vine_entry_is_understood(environment):
+    entry = yaml.safe_load(VINE_FILE.read_text())[environment]
+    assert entry["env_wrapper"] == SNAPSHOTS or entry["env_wrapper"][-1] == SNAPSHOTS
+    arguments = {key: value for key, value in entry.items() if key not in zoo_only()}
+    is_finite = entry["rollout_buffer_kwargs"]["n_branch_actions"] == "all"
+    env = DummyVecEnv([lambda: SnapshotWrapper(Walk(spaces.Discrete(3) if is_finite else None))] * entry["n_envs"])
+    model = TRPOExt("MlpPolicy", env, device="cpu", **arguments)
+    assert isinstance(model.rollout_buffer, VineRolloutBuffer)
+
+
+def test_vine_through_the_zoo(tmp_path):
+    options = ("--conf-file", VINE_FILE, "-n", 3000, "--eval-freq", 300, "--eval-episodes", 1, "-f", "logs", "--seed", 0)
+    output = zoo("train", "--algo", "trpo_ext", "--env", "CartPole-v1", *options, cwd=tmp_path)
+    assert "branch_steps" in output and "Eval num_timesteps" in output
+    model = TRPOExt.load(tmp_path / "logs/trpo_ext/CartPole-v1_1/CartPole-v1.zip", device="cpu")
+    assert model.num_timesteps > 512 * model._n_updates > 0
 
 
 def test_an_algorithm_that_is_not_ours_has_no_file():
