@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 import torch as th
-from torch import nn
 
 from sb3_trpo_ext.numerics.checkpoint import Checkpoint
+from sb3_trpo_ext.numerics.gradient_step import gradient_step
 from sb3_trpo_ext.policy_problem import Minibatch, MinibatchMeans
 from sb3_trpo_ext.steps import StepOutcome, StepReport, obstacle
 from sb3_trpo_ext.trust_region import TrustRegionProblem
@@ -100,11 +100,7 @@ def _descend(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings:
                 return None
             if settings.max_kl is not None and float(means.kl.detach()) > settings.max_kl:
                 return epoch
-            optimizer.zero_grad()
-            loss.backward()
-            if settings.max_grad_norm > 0.0:
-                nn.utils.clip_grad_norm_(problem.parameters.tensors, settings.max_grad_norm)
-            optimizer.step()
+            gradient_step(loss, problem.parameters, optimizer, settings.max_grad_norm)
     return settings.n_epochs
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch as th
-from torch import nn
 from torch.nn import functional as F
 
 from sb3_trpo_ext.critic.problem import CriticProblem, CriticReport, FitOutcome
+from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.dense import DenseLinearization
 from sb3_trpo_ext.numerics.flat_optimizer import FlatOptimizer
-from sb3_trpo_ext.numerics.parameters import restored_on_error
+from sb3_trpo_ext.numerics.gradient_step import clip, gradient_step
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,16 @@ def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: Ad
 
     :param optimizer: holds φ among its parameters; its state is restored too if the fit fails
     """
-    phi, state = problem.parameters.read(), copy.deepcopy(optimizer.state_dict())
     descent = _descent(problem, optimizer, settings)
     losses: list[th.Tensor] = []
-    with restored_on_error(problem.parameters), _restored_on_error(optimizer, state):
+    with Checkpoint(problem.parameters, optimizer) as start:
         for _ in range(settings.n_critic_updates):
             permutation = th.randperm(len(problem.returns)).to(problem.returns.device)
             losses += descent.epoch(permutation)
         descent.finish()
     mean_loss = float(th.stack(losses).mean())
     if not (math.isfinite(mean_loss) and bool(th.isfinite(problem.parameters.read()).all())):
-        problem.parameters.write(phi)
-        optimizer.load_state_dict(state)
+        start.restore()
         return CriticReport(FitOutcome.NON_FINITE)
     return CriticReport(FitOutcome.FITTED, mean_loss)
 
@@ -78,12 +73,8 @@ class _AutogradDescent:
         return [self._step(rows) for rows in permutation.split(self._settings.batch_size)]
 
     def _step(self, rows: th.Tensor) -> th.Tensor:
-        # parameters without a gradient are passed over by torch's optimizers
-        self._optimizer.zero_grad()
         loss = F.mse_loss(self._problem.values(rows), self._problem.returns[rows])
-        loss.backward()
-        _clip(self._problem.parameters.tensors, self._settings.max_grad_norm)
-        self._optimizer.step()
+        gradient_step(loss, self._problem.parameters, self._optimizer, self._settings.max_grad_norm)
         return loss.detach()
 
     def finish(self) -> None:
@@ -110,7 +101,7 @@ class _DenseDescent:
         error = at.outputs[0] - returns
         # the gradient of the mean of the squared errors
         at.write_vjp((error * (2.0 / len(error)),), self._optimizer.gradient)
-        _clip([self._optimizer.theta], self._settings.max_grad_norm)
+        clip([self._optimizer.theta], self._settings.max_grad_norm)
         self._optimizer.step()
         return error.square_().mean()
 
@@ -125,18 +116,3 @@ class _DenseDescent:
 
     def finish(self) -> None:
         self._optimizer.write_back()
-
-
-def _clip(parameters: list[nn.Parameter], max_grad_norm: float) -> None:
-    if max_grad_norm > 0.0:
-        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-
-
-@contextmanager
-def _restored_on_error(optimizer: th.optim.Optimizer, state: dict) -> Iterator[None]:
-    """Context that an exception, an interrupt included, leaves with the optimizer in this state."""
-    try:
-        yield
-    except BaseException:
-        optimizer.load_state_dict(state)
-        raise

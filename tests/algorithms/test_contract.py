@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Check
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
+from sb3_trpo_ext import KLPPOExt, NPGExt, SnapshotWrapper, TRPOExt, VineRolloutBuffer
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import default_of
 from sb3_trpo_ext.policy_problem import PolicyProblem
@@ -129,6 +129,15 @@ def test_vectorised_and_normalised_environments(algorithm, vec_env):
     model = make(algorithm, env=env).learn(256)
     env.close()
     assert model.outcome_counts == {"accepted": 2} and model.actor_path == "numpy"
+
+
+def test_vine_sampling(algorithm):
+    branches = dict(n_rollout_states=8, n_branch_actions="all", branch_length=5)
+    env = make_vec_env("CartPole-v1", n_envs=2, wrapper_class=SnapshotWrapper, seed=0)
+    model = make(algorithm, env=env, rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=branches, ent_coef=0.01)
+    start = flat(model)
+    model.learn(256)
+    assert set(model.outcome_counts) <= {"accepted", "no_improvement"} and not th.equal(start, flat(model))
 
 
 # -- SB3's habits --------------------------------------------------------------------------------------
