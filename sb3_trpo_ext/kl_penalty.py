@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch as th
 
@@ -34,8 +34,6 @@ class KLPenaltyReport(StepReport):
     :param target_kl: what β is adapted towards, None if it is fixed
     :param epochs: passes over the batch that were completed
     """
-
-    section: ClassVar[str] = "kl_penalty"
 
     beta: float
     target_kl: float | None = None

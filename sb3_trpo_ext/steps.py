@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 Report = TypeVar("Report", bound="StepReport")
 
@@ -53,9 +53,6 @@ class StepReport:
     :param gradient_norm: ‖g‖
     :param step_norm: ‖θ_new − θ_old‖
     """
-
-    section: ClassVar[str]
-    """Of the log, for the quantities of this kind of step."""
 
     outcome: StepOutcome
     objective: float

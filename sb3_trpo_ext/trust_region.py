@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch as th
 
@@ -53,8 +53,6 @@ class TrustRegionReport(StepReport):
     :param cg_iterations: Fisher products spent
     :param cg_residual: ‖g − (F + λI)x‖ / ‖g‖
     """
-
-    section: ClassVar[str] = "trust_region"
 
     target_kl: float
     predicted_kl: float = math.nan

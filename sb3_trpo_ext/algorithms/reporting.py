@@ -55,7 +55,7 @@ def record_policy_step(logger: Logger, report: StepReport) -> None:
     logger.record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
     for field in fields(report):
         if field.name not in _LOGGED_ELSEWHERE:
-            logger.record(f"{report.section}/{field.name}", getattr(report, field.name))
+            logger.record(f"trust_region/{field.name}", getattr(report, field.name))
 
 
 def record_explained_variance(logger: Logger, buffer: RolloutBuffer) -> None:

@@ -176,11 +176,11 @@ def test_values_at_each_step_are_in_the_locals(algorithm):
 def test_log_keys_and_the_name_of_the_log(algorithm, tmp_path):
     model = make(algorithm, tensorboard_log=str(tmp_path)).learn(64)
     assert (tmp_path / f"{algorithm.__name__}_1").is_dir()
-    log, section = model.logger.name_to_value, model.report.section
+    log = model.logger.name_to_value
     for key in ("policy_objective", "value_loss", "kl_divergence_loss", "explained_variance", "learning_rate", "entropy"):
         assert np.isfinite(log[f"train/{key}"]), key
     for key in ("target_kl", "expected_improvement", "improvement", "gradient_norm", "step_norm"):
-        assert np.isfinite(log[f"{section}/{key}"]), key
+        assert np.isfinite(log[f"trust_region/{key}"]), key
     assert log["outcome/accepted"] == 1 and log["train/kl_divergence_loss"] == model.report.kl > 0
 
 
