@@ -54,7 +54,7 @@ class KLPenaltySettings:
 
 
 def kl_penalty_step(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings: KLPenaltySettings) -> KLPenaltyReport:
-    """Move the parameters to a larger L − β KL, or leave them, and the optimizer, bit for bit.
+    """Move the parameters to a larger L − β KL (PPO paper, eq. 8), or leave them, and the optimizer, bit for bit.
 
     :param problem: at θ_old
     :param optimizer: holds θ among its parameters; the others are not touched

@@ -156,8 +156,12 @@ class PolicyProblem:
 
         Objectives with states of their own have those shared out among as many parts.
         """
-        partition = th.randperm(self._n_states).split(batch_size)
-        shares = [th.randperm(part.average.n_states).tensor_split(len(partition)) for part in self._parts[1:]]
+
+        def shuffled(n: int) -> th.Tensor:
+            return th.randperm(n).to(self._actions.device)
+
+        partition = shuffled(self._n_states).split(batch_size)
+        shares = [shuffled(part.average.n_states).tensor_split(len(partition)) for part in self._parts[1:]]
         return [self._minibatch(rows, [share[i] for share in shares], len(partition)) for i, rows in enumerate(partition)]
 
     def _minibatch(self, rows: th.Tensor, shares: list[th.Tensor], of: int) -> Minibatch:

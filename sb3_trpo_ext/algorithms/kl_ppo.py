@@ -17,7 +17,7 @@ _USED_BY_THE_POLICY = ("learning_rate", "batch_size", "max_grad_norm")
 
 
 class KLPPOExt(OnPolicyExt):
-    """Proximal Policy Optimization with a KL penalty, https://arxiv.org/abs/1707.06347, section 4.
+    """Proximal Policy Optimization with a KL penalty, https://arxiv.org/abs/1707.06347, eq. 8.
 
     Maximise E[π_θ(a|s)/π_old(a|s) · A(s, a)] − β E[KL(π_old ‖ π_θ)] by minibatch Adam: the constraint of TRPO as a
     penalty, β being its multiplier.

@@ -16,11 +16,11 @@ from sb3_trpo_ext.trust_region import TrustRegionReport, natural_gradient_step
 class NPGExt(NaturalGradientExt):
     """Natural Policy Gradient, https://papers.nips.cc/paper/2073-a-natural-policy-gradient.
 
-    θ ← θ + α (F + λI)⁻¹g with α = sqrt(2δ / gᵀ(F + λI)⁻¹g), which maximises gᵀs subject to ½ sᵀ(F + λI)s ≤ δ: the
-    first step that TRPO would try, taken without trying. Texts that bound sᵀFs itself, as lectures often do, have
-    α = sqrt(δ / gᵀF⁻¹g) without the 2: their δ is twice this one. With ``fisher="empirical"`` F is the average of
-    ∇log π ∇log πᵀ over the samples, as in sample-based NPG; with ``fisher="identity"`` this is the plain policy
-    gradient, α = sqrt(2 ``step_radius``) / ‖g‖.
+    θ ← θ + α (F + λI)⁻¹g with α = sqrt(2δ / gᵀ(F + λI)⁻¹g), which maximises gᵀs subject to ½ sᵀ(F + λI)s ≤ δ (TRPO
+    paper, section 7): the first step that TRPO would try, taken without trying. Texts that bound sᵀFs itself, as
+    lectures often do, have α = sqrt(δ / gᵀF⁻¹g) without the 2: their δ is twice this one. With
+    ``fisher="empirical"`` F is the average of ∇log π ∇log πᵀ over the samples, as in sample-based NPG; with
+    ``fisher="identity"`` this is the plain policy gradient, α = sqrt(2 ``step_radius``) / ‖g‖.
 
     The KL of the step is logged, not tested: a step is taken back only where it leads to something not finite.
     The keywords that are not listed are those of :class:`~sb3_trpo_ext.TRPOExt`, with the same defaults.
