@@ -82,7 +82,7 @@ class SinglePathSurrogate:
 
 
 class AllActionsSurrogate:
-    """L_n(θ) = Σ_k π_θ(a_k|s_n) Q̂(s_n, a_k), every action enumerated (TRPO paper, eq. 17, vine).
+    """L_n(θ) = Σ_k π_θ(a_k|s_n) Q̂(s_n, a_k), every action enumerated (TRPO paper, eq. 15, vine).
 
     :param states: the rollout set as rows of the batch, (N,)
     :param actions: (N, K) for Discrete, else (N, K, D)
@@ -103,7 +103,7 @@ class AllActionsSurrogate:
 
 
 class SelfNormalizedSurrogate:
-    """L_n(θ) = Σ_k w_k Q̂(s_n, a_k) / Σ_k w_k, w_k = m_k π_θ(a_k|s_n) / q(a_k|s_n) (TRPO paper, eq. 18, vine).
+    """L_n(θ) = Σ_k w_k Q̂(s_n, a_k) / Σ_k w_k, w_k = m_k π_θ(a_k|s_n) / q(a_k|s_n) (TRPO paper, eq. 16, vine).
 
     Self-normalised importance sampling: a constant added to Q̂ of a state changes nothing, so it needs no
     baseline. Its mean gradient for K draws from q = π_old is (K − 1)/K of the exact one.
