@@ -59,7 +59,7 @@ class VecLayer:
 
 
 class DummyLayer(VecLayer):
-    kept = ("buf_obs", "buf_dones", "buf_rews", "buf_infos", "reset_infos", "actions", "_seeds", "_options")
+    kept = ("buf_obs", "buf_dones", "buf_rews", "buf_infos", "actions", "_seeds", "_options")
 
     def observe(self, index: int, observation: Any) -> Any:
         self.venv._save_obs(index, observation)  # casts as a step does
@@ -68,7 +68,7 @@ class DummyLayer(VecLayer):
 
 
 class SubprocLayer(VecLayer):
-    kept = ("reset_infos", "_seeds", "_options")
+    kept = ("_seeds", "_options")
 
     def observe(self, index: int, observation: Any) -> Any:
         if isinstance(self.venv.observation_space, spaces.Dict):

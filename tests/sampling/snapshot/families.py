@@ -6,6 +6,7 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.monitor import Monitor
@@ -32,6 +33,18 @@ BOX2D = ["LunarLander-v3", "BipedalWalker-v3"]
 
 FAMILIES = {env_id: partial(standard, env_id) for env_id in (*PLAIN, *MUJOCO, *LAGGING, *BOX2D)}
 FAMILIES |= {"Pong": pong, "Breakout": breakout, "Breakout, sticky": partial(breakout, 0.25)}
+
+
+class Told(CartPoleEnv):
+    """Says something when it is reset, and stops early."""
+
+    def reset(self, **kwargs):
+        observation, _ = super().reset(**kwargs)
+        return observation, {"start": observation.copy()}
+
+
+def told():
+    return gym.wrappers.TimeLimit(Told(), 20)
 
 
 class Own(gym.Env):

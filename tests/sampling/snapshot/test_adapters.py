@@ -212,6 +212,19 @@ def test_plain_data_is_carried_whatever_its_shape():
     check_snapshot(Rich, n_steps=40)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_generators_are_shared_after_a_restore_where_they_were(shared):
+    envs = [SnapshotWrapper(Own()) for _ in range(2)]
+    for env, share in zip(envs, (shared, not shared), strict=True):
+        env.unwrapped.one = np.random.default_rng(1)
+        env.unwrapped.other = env.unwrapped.one if share else np.random.default_rng(2)
+        env.reset(seed=0)
+    envs[1].restore(envs[0].snapshot())
+    draws = [[env.unwrapped.one.random(), env.unwrapped.other.random(), env.unwrapped.one.random()] for env in envs]
+    assert draws[0] == draws[1]
+    assert (envs[1].unwrapped.one is envs[1].unwrapped.other) is shared
+
+
 data = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | arrays(np.float32, (2,)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import (
 from sb3_trpo_ext import SnapshotWrapper
 from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSimulator, WorkerDiedError, check_returns
 from tests.envs import Walk, limited
-from tests.sampling.snapshot.families import Own, breakout
+from tests.sampling.snapshot.families import Own, breakout, told
 
 FORK = {"start_method": "fork"}
 
@@ -44,10 +44,11 @@ def dicts():
 
 
 def stack(name, folder):
-    if name in ("CartPole-v1", "HalfCheetah-v5"):
-        return VecNormalize(VecCheckNan(vec_env(name, monitor_dir=folder, env_kwargs=dict(max_episode_steps=40))))
-    if name == "CartPole-v1, worker processes":
-        return VecNormalize(vec_env("CartPole-v1", 2, subproc=True, monitor_dir=folder))
+    if name in ("CartPole", "HalfCheetah-v5"):
+        env_id, limit = (told, {}) if name == "CartPole" else (name, dict(max_episode_steps=40))
+        return VecNormalize(VecCheckNan(vec_env(env_id, monitor_dir=folder, env_kwargs=limit)))
+    if name == "CartPole, worker processes":
+        return VecNormalize(vec_env(told, 2, subproc=True, monitor_dir=folder))
     if name == "Breakout":
         os.makedirs(folder)
         games = DummyVecEnv([lambda i=i: SnapshotWrapper(Monitor(breakout(), f"{folder}/{i}")) for i in range(2)])
@@ -61,7 +62,7 @@ def stack(name, folder):
     return VecNormalize(VecExtractDictObs(stacked, "a"), gamma=0.5)
 
 
-STACKS = ["CartPole-v1", "HalfCheetah-v5", "CartPole-v1, worker processes", "Breakout", "dict observations", "one of a dict"]
+STACKS = ["CartPole", "HalfCheetah-v5", "CartPole, worker processes", "Breakout", "dict observations", "one of a dict"]
 
 
 def frozen(value):
@@ -85,6 +86,8 @@ def rows_of(folder):
 def visible_state(venv):
     """What SB3 and its users can see of a stack besides what steps give."""
     state = [frozen(venv.reset_infos), frozen(venv.unwrapped.reset_infos)]
+    if venv.env_is_wrapped(Monitor)[0]:
+        state += [venv.env_method("get_episode_rewards"), venv.env_method("get_total_steps")]
     while isinstance(venv, VecEnvWrapper):
         names = ("returns", "old_obs", "old_reward", "training", "episode_returns", "episode_lengths", "episode_count")
         state += [frozen(vars(venv).get(name)) for name in names]
@@ -262,6 +265,17 @@ def test_an_exception_of_the_caller_restores_the_trunk():
         simulator.step(np.ones(3, dtype=int))
         raise KeyboardInterrupt
     np.testing.assert_array_equal(venv.step(np.zeros(3, dtype=int))[0][0], expected)
+
+
+def test_a_processs_own_generators_are_put_back():
+    """As in a worker process, where the environments may be the only ones to draw from them."""
+    env = SnapshotWrapper(Own())
+    env.reset()
+    states = np.random.get_state()[1].tolist(), random.getstate()
+    env.begin_branches()
+    np.random.random(), random.random()
+    env.end_branches()
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states
 
 
 class Outside(gym.Wrapper):
