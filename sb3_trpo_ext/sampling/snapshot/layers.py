@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -65,10 +66,17 @@ class Layer:
         if isinstance(layer, RecordVideo):
             raise SnapshotError("layer RecordVideo would film branches: wrap the evaluation environment with it instead")
         self.excluded = _NEVER_STATE | handles | frozenset(getattr(layer, "snapshot_constants", ()))
+        self._tables: frozenset[str] = frozenset()
         for cls in type(layer).__mro__:
             self.excluded |= _OF_THE_INSTANCE.get(cls, frozenset())
             for module, names in _TABLES.items():
-                self.excluded |= names if cls.__module__.startswith(module) else frozenset()
+                self._tables |= names if cls.__module__.startswith(module) else frozenset()
+        self.excluded |= self._tables
+
+    def tables(self) -> str:
+        """What tells environments with other tables apart: FrozenLake may draw a map of its own."""
+        held = [repr(vars(self.env)[name]) for name in sorted(self._tables & vars(self.env).keys())]
+        return f", tables {zlib.crc32(repr(held).encode()):08x}" if held else ""
 
     def split(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Its plain attributes, and its generators."""

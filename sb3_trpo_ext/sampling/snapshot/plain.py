@@ -34,7 +34,8 @@ def _is_simple(kind: type) -> bool:
     if kind.__module__.split(".")[0] in _TRUSTED_MODULES:
         return True
     builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-    return all(getattr(kind, hook, None) is getattr(builtin, hook, None) for hook in _HOOKS)
+    hooks = [hook for hook in _HOOKS if getattr(kind, hook, None) is not getattr(builtin, hook, None)]
+    return all(getattr(getattr(kind, hook), "__module__", "") == "dataclasses" for hook in hooks)  # with slots
 
 
 class Encoder(pickle.Pickler):

@@ -112,6 +112,27 @@ def test_a_third_method_seeds_the_engine():
     assert future(None) == future(None) != future(1)
 
 
+class LateAndOpaque(Own):
+    """Has an engine from its first reset on, and saves it as it is."""
+
+    def reset(self, *, seed=None, options=None):
+        self.engine = Engine()
+        return super().reset(seed=seed)
+
+    def snapshot_state(self):
+        return self.position, self.engine
+
+    def restore_state(self, state):
+        raise AssertionError
+
+
+def test_what_two_methods_save_must_be_plain():
+    env = SnapshotWrapper(LateAndOpaque())
+    env.reset()
+    with pytest.raises(SnapshotError, match="snapshot_state of LateAndOpaque saved is not plain data"):
+        env.snapshot()
+
+
 def test_an_adapter_is_registered_for_a_class_and_those_derived_from_it(registry):
     with pytest.raises(SnapshotError, match=r"attribute 'engine' of layer OnAnEngine.*snapshot_state\(\)"):
         SnapshotWrapper(OnAnEngine())
@@ -155,7 +176,7 @@ def test_replay_serves_what_can_only_be_reset(registry):
     np.testing.assert_array_equal(other.step(1)[0], expected)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Record:
     number: float
     others: list
@@ -306,6 +327,8 @@ def test_layers_that_cannot_be_carried_are_refused(tmp_path):
     [
         lambda: gym.make("FrozenLake-v1", is_slippery=False),
         lambda: gym.make("FrozenLake8x8-v1"),
+        lambda: gym.make("FrozenLake-v1", desc=["SFFF", "FHFH", "FFFH", "HFFG"]),
+        lambda: gym.make("FrozenLake-v1", map_name=None),
         lambda: gym.wrappers.TimeLimit(gym.make("FrozenLake-v1"), 5),
     ],
 )
@@ -317,6 +340,14 @@ def test_a_snapshot_of_another_environment_is_refused_naming_both(make_other):
         other.restore(one.snapshot())
     assert one.signature() in str(refusal.value) and other.signature() in str(refusal.value)
     other.step(0)  # as it was
+
+
+def test_what_is_no_snapshot_is_refused():
+    env = SnapshotWrapper(Own())
+    env.reset()
+    for wrong in (b"", b"nothing", None, {"state": 1}):
+        with pytest.raises(SnapshotError, match="expected what"):
+            env.restore(wrong)
 
 
 def test_render_handles_stay_with_their_instance():
