@@ -31,6 +31,7 @@ from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
 from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
 from sb3_trpo_ext.observations import length, take, take_samples
 from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.sampling.vine import record_weights
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer, vine_surrogate
 from sb3_trpo_ext.standard_policies import (
     fixed_features,
@@ -96,6 +97,8 @@ class Updating(Collecting):
             problem = self._policy_problem(samples)
             start = Checkpoint(problem.parameters, self.policy.optimizer)
             report = self._update_policy(problem)
+        if isinstance(self.rollout_buffer, VineRolloutBuffer):
+            record_weights(self, self.rollout_buffer, samples)
         fault = FAULTY_QUANTITY.get(report.outcome)
         if fault is None and self.critic != "none":
             with self._timed("critic"):

@@ -15,15 +15,17 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback, ProgressBarCallback
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_trpo_ext.numerics.averages import chunks_of
-from sb3_trpo_ext.observations import concatenate, take, tree_map
+from sb3_trpo_ext.objectives import log_probs_of_branches
+from sb3_trpo_ext.observations import concatenate, take, take_samples, tree_map
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, usable
 from sb3_trpo_ext.sampling.proposals import FirstActions, all_actions, policy_actions, uniform_actions
 from sb3_trpo_ext.sampling.single_path import action_transform, collect_single_path, stopped_at
 from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotWrapper, VecSimulator, VecSnapshot
-from sb3_trpo_ext.sampling.vine_buffer import Branches, VineRolloutBuffer
+from sb3_trpo_ext.sampling.vine_buffer import Branches, VineRolloutBuffer, VineSamples, taken_in_branches
 
 if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.collecting import Collecting
@@ -211,6 +213,23 @@ class _Lanes:
 
 
 @th.no_grad()
+def record_weights(algorithm: Collecting, buffer: VineRolloutBuffer, samples: RolloutBufferSamples) -> None:
+    """Log what a policy step has left of the effective sample size of the branches' weights."""
+    branches = buffer.branches
+    if branches is None or buffer.is_enumerated:
+        return
+    assert isinstance(samples, VineSamples)
+    states, actions = branches.rows_in(samples), taken_in_branches(buffer.to_torch(branches.first.actions), algorithm.as_taken)
+    log_probs = []
+    for rows in chunks_of(len(states), algorithm.states_per_pass(samples.observations)):
+        part = take_samples(samples, states[rows], len(samples.actions))
+        distribution = algorithm.action_distribution(part.observations, part)
+        log_probs.append(log_probs_of_branches(distribution, actions[rows]).cpu().numpy())
+    size = branches.effective_sample_size(np.concatenate(log_probs))
+    algorithm.logger.record("vine/effective_sample_size_after", size)
+
+
+@th.no_grad()
 def _first_actions(
     algorithm: Collecting, buffer: VineRolloutBuffer, states: np.ndarray, rng: np.random.Generator
 ) -> tuple[FirstActions, np.ndarray]:
@@ -236,7 +255,8 @@ def _first_actions(
             is_finite = not isinstance(space, spaces.Box)
             first = policy_actions(distribution, n_states, n_actions, generator, log_prob_of, is_finite)
         firsts.append(first)
-        log_probs.append(np.stack([log_prob_of(first.actions[:, k]).cpu().numpy() for k in range(first.actions.shape[1])], 1))
+        taken = taken_in_branches(buffer.to_torch(first.actions), algorithm.as_taken)
+        log_probs.append(log_probs_of_branches(distribution, taken).cpu().numpy())
     return FirstActions.concatenate(firsts), np.concatenate(log_probs)
 
 

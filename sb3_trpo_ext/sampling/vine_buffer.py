@@ -54,11 +54,20 @@ class Branches:
         weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def effective_sample_size(self) -> float:
-        """(Σ w)² / Σ w² over the draws of a state, w = π_old / q; the mean over states, at most K."""
+    def effective_sample_size(self, log_probs: np.ndarray | None = None) -> float:
+        """(Σ w)² / Σ w² over the draws of a state, w = π / q; the mean over states, at most K.
+
+        :param log_probs: log π of the first actions, (N, K); None: π_old
+        """
         draws = self.first.multiplicities
-        w = np.exp(self.log_probs - self.first.log_proposal)
+        w = np.exp((self.log_probs if log_probs is None else log_probs) - self.first.log_proposal)
         return float(np.mean((draws * w).sum(axis=1) ** 2 / (draws * w**2).sum(axis=1)))
+
+    def rows_in(self, samples: VineSamples) -> th.Tensor:
+        """Where the states of the rollout set are among samples of the whole trunk, (N,)."""
+        row_of = th.empty_like(samples.transitions)
+        row_of[samples.transitions] = th.arange(len(row_of), device=row_of.device)
+        return row_of[th.as_tensor(self.states, device=row_of.device)]
 
     def _log_ratios(self) -> np.ndarray:
         return self.log_probs - self.first.log_proposal + np.log(self.first.multiplicities)
@@ -165,6 +174,11 @@ class VineDictRolloutBuffer(VineRolloutBuffer, DictRolloutBuffer):  # type: igno
     """The same for Dict observations."""
 
 
+def taken_in_branches(actions: th.Tensor, as_taken: Callable[[th.Tensor], th.Tensor]) -> th.Tensor:
+    """First actions (N, K, D) as the distribution's ``log_prob`` takes them, (N, K) or (N, K, D)."""
+    return th.stack([as_taken(actions[:, k]) for k in range(actions.shape[1])], dim=1)
+
+
 def vine_surrogate(
     buffer: VineRolloutBuffer,
     samples: RolloutBufferSamples,
@@ -181,16 +195,13 @@ def vine_surrogate(
     if branches is None:
         return None
     assert isinstance(samples, VineSamples)
-    row_of = th.empty_like(samples.transitions)
-    row_of[samples.transitions] = th.arange(len(row_of), device=row_of.device)
-    states = row_of[th.as_tensor(branches.states, device=row_of.device)]
-    first = branches.first
+    states, first = branches.rows_in(samples), branches.first
     scaled = center_q_values(branches.q_values, branches.weights(buffer.is_enumerated), normalize)
     actions, q_values, log_proposal, multiplicities = (
         th.as_tensor(np.ascontiguousarray(array), dtype=th.float32, device=buffer.device)
         for array in (first.actions, scaled, first.log_proposal, first.multiplicities)
     )
-    taken = th.stack([as_taken(actions[:, k]) for k in range(actions.shape[1])], dim=1)
+    taken = taken_in_branches(actions, as_taken)
     if buffer.is_enumerated:
         return AllActionsSurrogate(states, taken, q_values)
     return SelfNormalizedSurrogate(states, taken, q_values, log_proposal, multiplicities)

@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
+from sb3_trpo_ext import KLPPOExt, NPGExt, SnapshotWrapper, TRPOExt, VineRolloutBuffer
 from sb3_trpo_ext.sampling.vine_buffer import VineDictRolloutBuffer
 from tests.envs import Walk, limited
 
@@ -139,3 +139,33 @@ def test_a_vine_of_every_state_goes_through_normalisation_and_other_critics():
         )
         model.learn(600)
         assert model.outcome_counts == {"accepted": model._n_updates}
+
+
+@pytest.mark.parametrize("algorithm", [NPGExt, KLPPOExt], ids=lambda algorithm: algorithm.__name__)
+def test_siblings_learn_from_branches_too(algorithm):
+    env = DummyVecEnv([lambda: SnapshotWrapper(limited(Walk()))] * 2)
+    kwargs = dict(rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=VINE)
+    model = algorithm("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, device="cpu", ent_coef=0.01, **kwargs)
+    model.learn(300)
+    assert model.outcome_counts == {"accepted": model._n_updates}
+
+
+def test_the_log_says_what_branches_cost_and_what_their_weights_are_worth():
+    seen = []
+
+    class Watch(TRPOExt):
+        def _log_update(self):
+            super()._log_update()
+            seen.append(dict(self.logger.name_to_value))
+
+    env = DummyVecEnv([lambda: SnapshotWrapper(limited(Walk()))] * 2)
+    kwargs = dict(rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=VINE | dict(n_branch_actions=4))
+    model = Watch("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, device="cpu", **kwargs)
+    _, callback = model._setup_learn(1)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 32)
+    model.train()
+    (log,) = seen
+    assert log["vine/branches"] == 8 * 4 and log["vine/branch_steps"] == model.num_timesteps - 64
+    assert log["vine/effective_sample_size"] == pytest.approx(4.0)  # draws from π_old weigh alike
+    assert 1.0 < log["vine/effective_sample_size_after"] < 4.0
+    assert 0.0 <= log["vine/cut_fraction"] <= 1.0 and log["time/branches_seconds"] > 0.0
