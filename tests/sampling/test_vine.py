@@ -291,7 +291,7 @@ def test_a_branch_that_dies_is_an_error_and_the_trunk_is_not_lost(deadly, monkey
     with th.no_grad():
         model.policy.action_net.bias[2] = -1e3  # the trunk never takes it
     # the random actions of the check would find it first
-    monkeypatch.setattr("sb3_trpo_ext.algorithms.base.check_returns", lambda env: None)
+    monkeypatch.setattr("sb3_trpo_ext.algorithms.collecting.check_returns", lambda env: None)
     with pytest.raises(WorkerDiedError if deadly else BranchError, match="rollout buffer holds the whole trunk"):
         model.learn(100)
     assert model.rollout_buffer.full and model.rollout_buffer.branches is None
