@@ -18,6 +18,7 @@ from sb3_trpo_ext.sampling.snapshot.generators import Slot, restore_generators, 
 from sb3_trpo_ext.sampling.snapshot.layers import Layer
 from sb3_trpo_ext.sampling.snapshot.plain import Decoder, Encoder
 
+_Content = tuple[dict[str, Any], list[str]]  # a layer's attributes; names of what is not among them
 _UNENCODABLE = (pickle.PicklingError, TypeError, AttributeError)
 _COMPRESS_FROM = 1 << 15  # bytes; only screens are larger, and they shrink tenfold
 
@@ -57,10 +58,10 @@ class Chain:
         """Write attributes and engine; tell where generators are held."""
         slots: list[Slot] = []
         _ = self._envs[-1].np_random  # gymnasium makes it when it is first asked for
-        content: list[dict[str, Any] | None] = []
+        content: list[_Content | None] = []
         for number, layer in enumerate(self.layers):
-            attributes, generators = layer.split()
-            content.append(attributes)
+            attributes, generators, others = layer.split()
+            content.append((attributes, [*generators, *others]))
             slots += [(number, name, encoder.number(generator)) for name, generator in generators.items()]
         if self.adapter.handles is None:
             content[-1] = None
@@ -88,9 +89,9 @@ class Chain:
         generators = restore_generators(states, slots, self._owners)
         buffer = io.BytesIO(zlib.decompress(body) if compressed else body)
         content, engine, extra = Decoder(buffer, generators, self._envs).load()
-        for layer, attributes in zip(self.layers, content, strict=True):
-            if attributes is not None:
-                layer.put(attributes)
+        for layer, of_layer in zip(self.layers, content, strict=True):
+            if of_layer is not None:
+                layer.put(*of_layer)
         self.adapter.restore(engine)
         if self.adapter.handles is None:  # it may have reset the environment
             restore_replaced(generators, states, slots, self._owners)
@@ -100,10 +101,10 @@ class Chain:
             self.adapter.reseed(seed)
         return extra
 
-    def _refusal(self, content: list[dict[str, Any] | None], engine: Any, error: Exception) -> SnapshotError:
+    def _refusal(self, content: list[_Content | None], engine: Any, error: Exception) -> SnapshotError:
         """What says which attribute cannot be carried, if it is one."""
-        for layer, attributes in zip(self.layers, content, strict=True):
-            for name, value in (attributes or {}).items():
+        for layer, of_layer in zip(self.layers, content, strict=True):
+            for name, value in (of_layer[0] if of_layer else {}).items():
                 why = self._why_not(value)
                 if why is not None:
                     return SnapshotError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -23,11 +23,9 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# what an object was made from and what it is drawn with; neither is part of where a simulation stands
-_NEVER_STATE = _names(
-    "env spec _cached_spec metadata _metadata render_mode _saved_kwargs _ezpickle_args _ezpickle_kwargs "
-    "screen clock isopen surf viewer window window_surface canvas mujoco_renderer"
-)
+# what an object was made from; not part of where a simulation stands
+_NEVER_STATE = _names("env spec _cached_spec metadata _metadata render_mode _saved_kwargs _ezpickle_args _ezpickle_kwargs")
+_NEVER_STATE |= _names("mujoco_renderer")
 _DRAWN_WITH = _names("pygame OpenGL glfw pyglet matplotlib moviepy")
 
 # attributes that belong to the instance of a layer, not to the state of the simulation: files and records of
@@ -40,9 +38,13 @@ _TABLES = {"gymnasium.envs.toy_text": _names("P")}
 _PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 
 
+def _is_drawn_with(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] in _DRAWN_WITH
+
+
 def is_constant(value: Any) -> bool:
-    """Code, descriptions and handles, which are the same whatever the state."""
-    if isinstance(value, (*CODE, spaces.Space, EnvSpec)) or type(value).__module__.split(".")[0] in _DRAWN_WITH:
+    """Code, descriptions and windows, which are the same whatever the state."""
+    if isinstance(value, (*CODE, spaces.Space, EnvSpec)) or _is_drawn_with(value):
         return True
     if isinstance(value, dict):
         value = value.values()
@@ -78,9 +80,9 @@ class Layer:
         held = [repr(vars(self.env)[name]) for name in sorted(self._tables & vars(self.env).keys())]
         return f", tables {zlib.crc32(repr(held).encode()):08x}" if held else ""
 
-    def split(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Its plain attributes, and its generators."""
-        attributes, generators = {}, {}
+    def split(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """Its plain attributes, its generators, and the names of all others, which stay as they are."""
+        attributes, generators, others = {}, {}, []
         for name, value in vars(self.env).items():
             if name in self.excluded:
                 continue
@@ -88,20 +90,26 @@ class Layer:
                 generators[name] = value
             elif self._is_state(value):
                 attributes[name] = value
-        return attributes, generators
+            else:
+                others.append(name)
+        return attributes, generators, others
 
     def _is_state(self, value: Any) -> bool:
         if isinstance(value, np.ndarray):
             return value.base is None or not self._adapter.owns_memory_of(value)
         return isinstance(value, _PLAIN) or not is_constant(value)
 
-    def put(self, attributes: dict[str, Any]) -> None:
-        """Set the attributes, and remove those that came later than the snapshot."""
+    def put(self, attributes: dict[str, Any], others: Iterable[str]) -> None:
+        """Set the attributes, and remove those that came later than the snapshot.
+
+        :param others: names that are kept: generators, and what was no plain data
+        """
         own = vars(self.env)
-        for name in own.keys() - attributes.keys() - self.excluded:
-            if not isinstance(own[name], GENERATORS) and self._is_state(own[name]):
-                del own[name]
-        own.update(attributes)
+        for name in own.keys() - attributes.keys() - self.excluded - set(others):
+            del own[name]
+        for name, value in attributes.items():
+            if value is not None or not _is_drawn_with(own.get(name)):  # a window that was not open then stays open
+                own[name] = value
 
     def spaces(self) -> Iterator[tuple[Hashable, spaces.Space]]:
         """The spaces it holds, and those inside them: environments may sample from them."""

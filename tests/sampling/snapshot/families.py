@@ -26,9 +26,9 @@ def breakout(sticky=0.0):
     return AtariWrapper(Monitor(gym.make("BreakoutNoFrameskip-v4")), action_repeat_probability=sticky)
 
 
-PLAIN = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "FrozenLake-v1", "Taxi-v4"]
+PLAIN = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "FrozenLake-v1", "Taxi-v4", "Blackjack-v1"]
 MUJOCO = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Pusher-v5"]
-LAGGING = ["Ant-v5", "Humanoid-v5"]  # read kinematics that lag behind the state
+LAGGING = ["Ant-v5", "Humanoid-v5", "HumanoidStandup-v5"]  # read kinematics that lag behind the state
 BOX2D = ["LunarLander-v3", "BipedalWalker-v3"]
 
 FAMILIES = {env_id: partial(standard, env_id) for env_id in (*PLAIN, *MUJOCO, *LAGGING, *BOX2D)}

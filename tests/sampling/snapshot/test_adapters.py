@@ -212,6 +212,23 @@ class Rich(Own):
         return self.env_of_parts.number + getattr(self, "came_later", 0.0) + float(self.observation_space.sample()[0])
 
 
+class NamedLikeAWindow(Own):
+    """Its clock and its window are numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock, self.window = 0.0, deque(maxlen=2)
+
+    def noise(self):
+        self.clock += 0.1
+        self.window.append(self.clock)
+        return sum(self.window) - 2.0 * self.clock + self.np_random.normal()
+
+
+def test_state_may_have_the_name_of_a_window():
+    check_snapshot(NamedLikeAWindow, n_steps=40)
+
+
 class ViewsOfTheEngine(HopperEnv):
     """Reads the torso through an array that MuJoCo writes."""
 
