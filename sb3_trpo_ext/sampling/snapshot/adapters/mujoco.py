@@ -42,6 +42,8 @@ class MujocoAdapter(SnapshotAdapter):
             )
         self._names = [next(name for name, value in engine.items() if value is kind[0]) for kind in (models, data)]
         self.handles = frozenset(engine)
+        self._viewed: Any = None
+        self._views: list[np.ndarray] = []
         self._buffer = np.empty(mujoco.mj_stateSize(models[0], _STATE.value))
         self.signature = f"mujoco {mujoco.__version__}, {len(self._buffer)} numbers"
 
@@ -49,8 +51,11 @@ class MujocoAdapter(SnapshotAdapter):
         return [getattr(self.env, name) for name in self._names]
 
     def _derived(self, data: Any) -> list[np.ndarray]:
-        arrays = [getattr(data, name, None) for name in _DERIVED]
-        return [array.reshape(-1) for array in arrays if array is not None and array.size]
+        if data is not self._viewed:  # views of its memory, which lives as long as it does
+            arrays = [getattr(data, name, None) for name in _DERIVED]
+            self._views = [array.reshape(-1) for array in arrays if array is not None and array.size]
+            self._viewed = data
+        return self._views
 
     def save(self) -> np.ndarray:
         model, data = self._model_and_data()
