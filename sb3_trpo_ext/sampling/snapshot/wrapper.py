@@ -33,10 +33,10 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        if is_wrapped(env, SnapshotWrapper):
-            raise SnapshotError("the environment is wrapped in SnapshotWrapper already")
         self._refusal: SnapshotError | None = None
         try:
+            if is_wrapped(env, SnapshotWrapper):
+                raise SnapshotError("the environment is wrapped in SnapshotWrapper already")
             self._chain = Chain(env)
         except SnapshotError as error:
             if multiprocessing.parent_process() is None:

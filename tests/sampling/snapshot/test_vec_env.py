@@ -278,6 +278,18 @@ def test_a_processs_own_generators_are_put_back():
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states
 
 
+def test_what_cannot_be_carried_in_a_worker_process_is_told_in_this_one():
+    class Opaque(Own):
+        def __init__(self):
+            super().__init__()
+            self.file = open(os.devnull)  # noqa: SIM115
+
+    venv = vec_env(Opaque, 2, subproc=True)
+    with pytest.raises(SnapshotError, match="attribute 'file' of layer .*Opaque"):
+        VecSimulator(venv)
+    venv.close()
+
+
 class Outside(gym.Wrapper):
     pass
 
