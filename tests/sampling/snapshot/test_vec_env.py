@@ -285,7 +285,7 @@ def test_what_cannot_be_carried_in_a_worker_process_is_told_in_this_one():
             self.file = open(os.devnull)  # noqa: SIM115
 
     venv = vec_env(Opaque, 2, subproc=True)
-    with pytest.raises(SnapshotError, match="attribute 'file' of layer .*Opaque"):
+    with pytest.raises(SnapshotError, match=r"attribute 'file' of layer .*Opaque"):
         VecSimulator(venv)
     venv.close()
 
