@@ -14,6 +14,7 @@ import argparse
 import gc
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,31 +63,58 @@ class Variance(NamedTuple):
 
 VARIANCE = {
     "CartPole-v1": Variance(250.0, 128, 32, "all", 100),
-    "Hopper-v5": Variance(1000.0, 256, 32, 4, 100),
+    "Hopper-v5": Variance(1000.0, 256, 16, 4, 100),
 }
 
 
-class Noise(NamedTuple):
-    """tr Cov(ĝ) / ‖E ĝ‖² of one estimator with its bootstrap interval, and the steps that one estimate costs."""
+@dataclass(frozen=True)
+class Estimates:
+    """Independent estimates of a gradient by one estimator.
 
-    ratio: float
-    low: float
-    high: float
+    :param gradients: (R, P)
+    :param steps: simulator steps of one estimate
+    :param factor: c, where E ĝ is c times the gradient that estimators of cut returns have in common; None for an
+        estimator that has an expectation of its own, because V takes part
+    """
+
+    gradients: np.ndarray
     steps: float
+    factor: float | None = 1.0
 
-    @classmethod
-    def of(cls, gradients: np.ndarray, steps: float, resamples: int = 200) -> Noise:
-        rng, n = np.random.default_rng(0), len(gradients)
-        drawn = [noise_of(gradients[rng.integers(n, size=n)], n - 1) for _ in range(resamples)]
-        return cls(noise_of(gradients, n), *np.quantile(drawn, [0.05, 0.95]).tolist(), steps)
+    @property
+    def trace(self) -> float:
+        """tr Cov(ĝ)."""
+        return float(self.gradients.var(axis=0, ddof=1).sum())
+
+    @property
+    def weight(self) -> float:
+        """How well the mean knows the common gradient."""
+        return 0.0 if self.factor is None or self.trace == 0.0 else len(self.gradients) * self.factor**2 / self.trace
+
+    def resampled(self, rng: np.random.Generator) -> Estimates:
+        return replace(self, gradients=self.gradients[rng.integers(len(self.gradients), size=len(self.gradients))])
 
 
-def noise_of(gradients: np.ndarray, n_distinct: float) -> float:
-    """tr Cov / ‖E‖² from estimates (R, P); ‖ḡ‖² is too large by tr Cov / R on average, which is taken off."""
-    mean = gradients.mean(axis=0)
-    trace = ((gradients - mean) ** 2).sum() / (len(gradients) - 1)
-    squared_norm = mean @ mean - trace / n_distinct
-    return float(trace / squared_norm) if squared_norm > 0 else float("inf")
+def noises_of(estimates: dict[str, Estimates]) -> dict[str, float]:
+    """tr Cov(ĝ) / ‖E ĝ‖² by estimator.
+
+    ‖E ĝ‖² is that of a mean less the trace of its covariance, which it is too large by on average. Estimators of the same
+    returns have the same gradient up to a known factor, so it is taken from the mean of all of them.
+    """
+    total = sum(e.weight for e in estimates.values())
+    common = sum(e.weight / total / e.factor * e.gradients.mean(axis=0) for e in estimates.values() if e.factor is not None)
+    common_squared = float(common @ common) - 1.0 / total
+    noises = {}
+    for name, e in estimates.items():
+        mean, n = e.gradients.mean(axis=0), len(e.gradients)
+        squared = float(mean @ mean) - e.trace / n if e.factor is None else e.factor**2 * common_squared
+        noises[name] = e.trace / squared if squared > 0 else float("inf")
+    return noises
+
+
+def relative_noise(one: Estimates, other: Estimates) -> float:
+    """The ratio of the noises of two estimators of the same gradient, whatever it is."""
+    return one.trace / float(one.factor or 1.0) ** 2 / (other.trace / float(other.factor or 1.0) ** 2)
 
 
 def half_trained(env_id: str, setting: Variance, seed: int, most: int) -> TRPOExt:
@@ -122,25 +150,24 @@ def rollouts(model: TRPOExt, n_rollouts: int) -> Any:
         yield model.rollout_buffer
 
 
-def vine_noise(model: TRPOExt, n_estimates: int) -> Noise:
+def vine_estimates(model: TRPOExt, n_estimates: int, factor: float | None) -> Estimates:
     gradients = []
     for buffer in rollouts(model, n_estimates):
         gradients.append(model._policy_problem(next(buffer.get())).gradient()[1].numpy())
-    return Noise.of(np.array(gradients, dtype=np.float64), model.num_timesteps / n_estimates)
+    return Estimates(np.array(gradients, dtype=np.float64), model.num_timesteps / n_estimates, factor)
 
 
-def single_path_noises(model: TRPOExt, setting: Variance, n_values: int, n_estimates: int) -> dict[str, Noise]:
+def single_path_estimates(model: TRPOExt, horizon: int, n_values: int, n_estimates: int) -> dict[str, Estimates]:
     """Both kinds of single path, from pairs drawn at random from one long rollout, which is kind to single path:
 
     pairs that follow each other would be alike. A pair costs one step.
     """
     buffer = next(rollouts(model, 1))
-    usable = model.n_steps - setting.horizon
-    returns = cut_returns(buffer.rewards, buffer.episode_starts, model.gamma, setting.horizon)
-    advantages = {MONTE_CARLO: returns, GAE: buffer.advantages}
+    usable = model.n_steps - horizon
+    returns = cut_returns(buffer.rewards, buffer.episode_starts, model.gamma, horizon)
     chosen = np.random.default_rng(0).permutation(usable * N_ENVS)[: n_values * n_estimates].reshape(n_estimates, n_values)
-    noises = {}
-    for name, values in advantages.items():
+    estimates = {}
+    for name, values in {MONTE_CARLO: returns, GAE: buffer.advantages}.items():
         gradients = []
         for pairs in chosen:
             steps, envs = np.divmod(pairs, N_ENVS)
@@ -150,8 +177,9 @@ def single_path_noises(model: TRPOExt, setting: Variance, n_values: int, n_estim
             parameters = [p for name, p in model.policy.named_parameters() if "value" not in name]
             gradient = th.autograd.grad(((weights - weights.mean()) * log_probs).mean(), parameters)
             gradients.append(np.concatenate([part.numpy().ravel() for part in gradient]))
-        noises[name] = Noise.of(np.array(gradients, dtype=np.float64), n_values)
-    return noises
+        factor = None if name == GAE else 1.0 - 1.0 / n_values  # the mean baseline costs that
+        estimates[name] = Estimates(np.array(gradients, dtype=np.float64), n_values, factor)
+    return estimates
 
 
 def cut_returns(rewards: np.ndarray, episode_starts: np.ndarray, gamma: float, horizon: int) -> np.ndarray:
@@ -165,61 +193,83 @@ def cut_returns(rewards: np.ndarray, episode_starts: np.ndarray, gamma: float, h
     return total
 
 
-def measure_variance(env_id: str, n_estimates: int, most: int) -> dict[str, Noise]:
+def measure_variance(env_id: str, n_estimates: int, most: int) -> dict[str, Estimates]:
     setting, seed = VARIANCE[env_id], 0
     trained = half_trained(env_id, setting, seed, most)
-    vine = dict(
-        n_rollout_states=setting.n_states,
-        n_branch_actions=setting.n_actions,
-        branch_length=setting.horizon,
-        branch_bootstrap=False,
-    )
-    noises = {}
-    kinds = {"vine": {}, "vine, no common random numbers": dict(common_random_numbers=False)}
-    for name, kind in kinds.items():
-        model = like(trained, env_id, setting, seed + 1, 16, **vine, **kind)
-        noises[name] = vine_noise(model, n_estimates)
-    short = like(trained, env_id, setting, seed + 1, 16, **vine | dict(branch_length=10, branch_bootstrap=True))
-    noises["vine, 10 steps and critic"] = vine_noise(short, n_estimates)
-    branches = model.rollout_buffer.branches  # type: ignore[attr-defined]
-    n_values = branches.q_values.size
-    n_steps = setting.horizon + 5 * n_values * n_estimates // N_ENVS
-    path = like(trained, env_id, setting, seed + 2, n_steps)
-    return noises | single_path_noises(path, setting, n_values, n_estimates)
+    vine = dict(n_rollout_states=setting.n_states, n_branch_actions=setting.n_actions, branch_length=setting.horizon)
+    # what self-normalisation costs
+    factor = 1.0 if setting.n_actions == "all" else 1.0 - 1.0 / int(setting.n_actions)
+    kinds: dict[str, tuple[int, float | None, dict[str, Any]]] = {
+        "vine": (1, factor, dict(branch_bootstrap=False)),
+        "vine, no common random numbers": (1, factor, dict(branch_bootstrap=False, common_random_numbers=False)),
+        "vine, 10 steps and critic": (8, None, dict(branch_length=10)),
+    }
+    estimates = {}
+    for name, (more, factor, kind) in kinds.items():
+        model = like(trained, env_id, setting, seed + 1, 8, **vine | kind)
+        estimates[name] = vine_estimates(model, more * n_estimates, factor)
+    n_values = model.rollout_buffer.branches.q_values.size  # type: ignore[union-attr]
+    many = 25 * n_estimates
+    path = like(trained, env_id, setting, seed + 2, setting.horizon + 2 * n_values * many // N_ENVS)
+    return estimates | single_path_estimates(path, setting.horizon, n_values, many)
 
 
 def variance(arguments: argparse.Namespace) -> dict[str, Any]:
     n_estimates, most = (4, 2_000) if arguments.quick else (arguments.estimates, 400_000)
-    results = {env_id: measure_variance(env_id, n_estimates, most) for env_id in VARIANCE}
+    results: dict[str, Any] = {}
+    for env_id in VARIANCE:
+        estimates = measure_variance(env_id, n_estimates, most)
+        rng = np.random.default_rng(0)
+        noises = noises_of(estimates)
+        drawn = [{name: e.resampled(rng) for name, e in estimates.items()} for _ in range(200)]
+        # of estimators that have their expectation in common: a resample knows too little of another's own
+        intervals = {
+            name: np.quantile([relative_noise(d[name], d[MONTE_CARLO]) for d in drawn], [0.05, 0.95]).tolist()
+            for name, e in estimates.items()
+            if e.factor is not None
+        }
+        results[env_id] = {
+            name: {
+                "noise": noises[name],
+                "trace": e.trace,
+                "against_monte_carlo": noises[name] / noises[MONTE_CARLO],
+                "interval": intervals.get(name),
+                "steps": e.steps,
+                "estimates": len(e.gradients),
+            }
+            for name, e in estimates.items()
+        }
     rows = []
-    for env_id, noises in results.items():
-        reference = noises[MONTE_CARLO]
-        for name, noise in noises.items():
+    for env_id, found in results.items():
+        reference = found[MONTE_CARLO]
+        for name, row in found.items():
+            interval = "" if row["interval"] is None else " ({:.3f}-{:.3f})".format(*row["interval"])
             rows.append(
                 (
                     f"{env_id}, {name}",
-                    f"{noise.ratio:.3g} ({noise.low:.3g}-{noise.high:.3g})",
-                    f"{noise.ratio / reference.ratio:.3f}",
-                    f"{noise.steps:.0f}",
-                    f"{noise.ratio * noise.steps / (reference.ratio * reference.steps):.2f}",
+                    f"{row['noise']:.3g}",
+                    f"{row['against_monte_carlo']:.3f}{interval}",
+                    f"{row['steps']:.0f}",
+                    f"{row['against_monte_carlo'] * row['steps'] / reference['steps']:.2f}",
                 )
             )
-    header = ("", "noise (90% interval)", "against Monte Carlo", "steps an estimate", "noise x steps, against Monte Carlo")
+    header = ("", "noise", "against Monte Carlo (90% interval)", "steps an estimate", "noise x steps, against Monte Carlo")
     print_table("Noise of the gradient, equal numbers of Q-values; bar: the vine's at most 0.5", header, rows)
     draw_variance(arguments, results)
-    return {env_id: {name: noise._asdict() for name, noise in noises.items()} for env_id, noises in results.items()}
+    return results
 
 
-def draw_variance(arguments: argparse.Namespace, results: dict[str, dict[str, Noise]]) -> None:
+def draw_variance(arguments: argparse.Namespace, results: dict[str, dict[str, dict[str, Any]]]) -> None:
     drawing, axes = new_figure(11, 3.2, 1, len(results))
-    for ax, (env_id, noises) in zip(axes[0], results.items(), strict=True):
-        for row, noise in enumerate(noises.values()):
-            if np.isfinite(noise.ratio):
-                spread = [[max(noise.ratio - noise.low, 0.0)], [max(min(noise.high, 1e9) - noise.ratio, 0.0)]]
-                ax.barh(row, noise.ratio, xerr=spread, color="tab:blue", alpha=0.8, capsize=3)
-        ax.axvline(noises[MONTE_CARLO].ratio / 2, color="tab:red", lw=1, label="half of Monte Carlo")
-        ax.set(yticks=range(len(noises)), xscale="log", xlabel="tr Cov(ĝ) / ‖E ĝ‖²", title=env_id)
-        ax.set_yticklabels(noises if ax is axes[0][0] else [])
+    for ax, (env_id, found) in zip(axes[0], results.items(), strict=True):
+        for i, row in enumerate(found.values()):
+            if np.isfinite(row["against_monte_carlo"]):
+                ax.barh(i, row["against_monte_carlo"], color="tab:blue", alpha=0.8)
+                if row["interval"] is not None:
+                    ax.plot(row["interval"], [i, i], color="black", lw=1)
+        ax.axvline(0.5, color="tab:red", lw=1, label="half of Monte Carlo")
+        ax.set(yticks=range(len(found)), xscale="log", xlabel="tr Cov(ĝ) / ‖E ĝ‖² against Monte Carlo", title=env_id)
+        ax.set_yticklabels(found if ax is axes[0][0] else [])
         ax.invert_yaxis()
         ax.legend()
     save_figure(drawing, arguments.out, "vine_variance")
@@ -346,7 +396,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"speed": spe
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--estimates", type=int, default=64, help="of each gradient")
+    parser.add_argument("--estimates", type=int, default=40, help="of the vine's gradient; more of what is cheaper")
     arguments = parser.parse_args()
     set_up()
     for part in arguments.parts:
