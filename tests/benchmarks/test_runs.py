@@ -128,4 +128,5 @@ def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
     for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "target_kl", "critic", "critic_steps", "policy_kwargs"):
         assert getattr(theirs, name) == getattr(ours, name), name
     normalize = theirs.get_vec_normalize_env()
+    normalize.close()
     assert normalize.gamma == setting.normalize["gamma"] and normalize.norm_obs and normalize.norm_reward
