@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from _measure import new_figure, save_figure
+from _results import Curves, Pair, Results
 from _scores import Statistic, interval, performance_profile
 from matplotlib.axes import Axes
-
-if TYPE_CHECKING:
-    from _learning_report import Curves, Pair, Results
 
 LEVELS = np.linspace(0.0, 4.0, 81)
 COLORS = {
@@ -81,8 +78,7 @@ def draw_profiles(
         (pair, group, env_ids)
         for group in groups
         for pair in pairs
-        if (env_ids := results.environments(pair, groups[group]))
-        and min(len(results.seeds(side, *env_ids)) for side in (pair.ours, pair.reference)) > 1
+        if (env_ids := results.environments(pair, groups[group])) and results.fewest(pair, *env_ids) > 1
     ]
     if not shown:
         return

@@ -6,152 +6,28 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from _learning_pictures import draw_curves, draw_profiles
 from _measure import markdown_table
-from _runs import CLASSIC, MUJOCO, RANDOM, Run, read_all
+from _results import GROUPS, LEAST_SEEDS, NEVER, PAIRS, SEEDS, Pair, Results, median_time_ratio, time_ratio
+from _runs import Run, read_all
 from _scores import (
     Interval,
     interquartile_mean,
     interval,
     probability_of_improvement,
-    time_to_reach,
 )
-
-LEAST_SEEDS = 2
-NEVER = 1e3
-"""A ratio of times that stands for "not reached": finite, so that a bootstrap can go on."""
-
-
-class Pair(NamedTuple):
-    """Whom we compare with whom."""
-
-    title: str
-    ours: str
-    reference: str
-
-
-PAIRS = (
-    Pair("the Zoo files' settings", "trpo_ext_zoo", "sb3_contrib_zoo"),
-    Pair("default arguments", "trpo_ext_default", "sb3_contrib_default"),
-    Pair("default arguments, normalised observations", "trpo_ext_default_norm", "sb3_contrib_default_norm"),
-)
-GROUPS = {"MuJoCo": [*MUJOCO], "Classic control and Box2D": [*CLASSIC]}
-SEEDS = {PAIRS[0]: 10, PAIRS[1]: 5, PAIRS[2]: 5}
-"""How many seeds are to be run of each."""
-
-
-class Curves(NamedTuple):
-    """Runs of one algorithm on one environment.
-
-    :param timesteps: (points,)
-    :param seconds: of training, by "wall" and "cpu", (runs, points) each
-    :param returns: (runs, points)
-    """
-
-    timesteps: np.ndarray
-    seconds: dict[str, np.ndarray]
-    returns: np.ndarray
-
-
-class Results:
-    """Runs by algorithm, environment and seed."""
-
-    def __init__(self, runs: Iterable[Run], seeds: Sequence[int]) -> None:
-        self._runs: defaultdict[tuple[str, str], dict[int, Run]] = defaultdict(dict)
-        for run in runs:
-            if run.about["seed"] in seeds:
-                self._runs[run.about["algorithm"], run.about["env"]][run.about["seed"]] = run
-
-    def seeds(self, algorithm: str, *env_ids: str) -> list[int]:
-        """Those that were run on all of these environments."""
-        return sorted(set.intersection(*(set(self._runs[algorithm, env_id]) for env_id in env_ids)))
-
-    def environments(self, pair: Pair, env_ids: Iterable[str]) -> list[str]:
-        """Those of which there are enough runs on both sides."""
-
-        def enough(env_id: str) -> bool:
-            return all(len(self.seeds(name, env_id)) >= LEAST_SEEDS for name in (pair.ours, pair.reference))
-
-        return [env_id for env_id in env_ids if enough(env_id)]
-
-    def finals(self, algorithm: str, env_ids: Sequence[str]) -> np.ndarray:
-        """Returns of the final policies, (runs, environments), of seeds that were run on all of them."""
-        seeds = self.seeds(algorithm, *env_ids)
-        return np.array([[self._runs[algorithm, env_id][seed].final for env_id in env_ids] for seed in seeds])
-
-    def random(self, env_ids: Sequence[str]) -> np.ndarray:
-        """Mean return of the random policy, (environments,)."""
-        return np.array([self._runs[RANDOM, env_id][0].final for env_id in env_ids])
-
-    def curves(self, algorithm: str, env_id: str, seeds: Sequence[int] | None = None) -> Curves:
-        runs = self._runs[algorithm, env_id]
-        rows = [runs[seed].rows for seed in (sorted(runs) if seeds is None else seeds)]
-        columns = {name: np.array([run[name] for run in rows]) for name in rows[0]}
-        seconds = {name: columns[f"{name}_seconds"] for name in ("wall", "cpu")}
-        return Curves(columns["timesteps"][0], seconds, columns["mean"])
-
-    def missing(self, pair: Pair, env_id: str) -> str:
-        """How many runs are still to be made, in words; empty if none."""
-        lacking = []
-        for name in (pair.reference, pair.ours):
-            seeds = sorted(set(range(SEEDS[pair])) - set(self.seeds(name, env_id)))
-            if seeds:
-                lacking.append(f"{name} {len(seeds)} of {SEEDS[pair]}")
-        return ", ".join(lacking)
-
-
-# -- times ------------------------------------------------------------------------------------------------
-
-
-def time_ratio(ours: Curves, reference: Curves, clock: str) -> float:
-    """Our time to the reference's final return, over the reference's own, both on mean curves."""
-    level = float(reference.returns[:, -1].mean())
-    times = [
-        time_to_reach(level, curves.seconds[clock].mean(axis=0), curves.returns.mean(axis=0)) for curves in (ours, reference)
-    ]
-    return min(times[0] / max(times[1], 1e-9), NEVER)
-
-
-def drawn(curves: Curves, rows: np.ndarray) -> Curves:
-    """The curves of these runs."""
-    seconds = {clock: times[rows] for clock, times in curves.seconds.items()}
-    return Curves(curves.timesteps, seconds, curves.returns[rows])
-
-
-def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], clock: str) -> Interval:
-    """The median over environments; whole curves are resampled, by their row numbers."""
-    curves = {
-        name: [results.curves(name, env_id, results.seeds(name, *env_ids)) for env_id in env_ids]
-        for name in (pair.ours, pair.reference)
-    }
-
-    def median(ours: np.ndarray, reference: np.ndarray) -> float:
-        columns = range(len(env_ids))
-        return float(
-            np.median(
-                [
-                    time_ratio(
-                        drawn(curves[pair.ours][i], ours[:, i]), drawn(curves[pair.reference][i], reference[:, i]), clock
-                    )
-                    for i in columns
-                ]
-            )
-        )
-
-    rows = [np.tile(np.arange(len(curves[name][0].returns))[:, None], len(env_ids)) for name in (pair.ours, pair.reference)]
-    return interval(median, *rows, effort=0.2)
-
 
 # -- tables -----------------------------------------------------------------------------------------------
 
 
 def spread(scores: np.ndarray) -> str:
-    return f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f} ({len(scores)})"
+    deviation = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.1f}{deviation} ({len(scores)})"
 
 
 def ratio_in_words(ratio: float) -> str:
@@ -162,12 +38,13 @@ def environment_row(results: Results, pair: Pair, env_id: str) -> list[str]:
     ours, reference = (results.finals(name, [env_id]) for name in (pair.ours, pair.reference))
     curves = [results.curves(name, env_id) for name in (pair.ours, pair.reference)]
     minutes = [f"{c.seconds['cpu'][:, -1].mean() / 60:.1f}" for c in curves]
+    enough = results.fewest(pair, env_id) >= LEAST_SEEDS
     return [
         env_id,
         f"{float(results.random([env_id])[0]):.1f}",
         spread(reference[:, 0]),
         spread(ours[:, 0]),
-        str(interval(probability_of_improvement, ours, reference, effort=0.2)),
+        str(interval(probability_of_improvement, ours, reference, effort=0.2)) if enough else "too few seeds",
         f"{minutes[1]} / {minutes[0]}",
         *(ratio_in_words(time_ratio(*curves, clock)) for clock in ("wall", "cpu")),
     ]
@@ -222,19 +99,86 @@ def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> S
     )
 
 
-def section(results: Results, pair: Pair, group: str) -> str:
+def summaries_of(results: Results) -> dict[tuple[Pair, str], Summary]:
+    """Of every pair and group with enough runs."""
+    found = {}
+    for pair in PAIRS:
+        for group in GROUPS:
+            env_ids = results.environments(pair, GROUPS[group])
+            if env_ids and results.fewest(pair, *env_ids) >= LEAST_SEEDS:
+                found[pair, group] = summarize(results, pair, group, env_ids)
+    return found
+
+
+def section(results: Results, pair: Pair, group: str, summary: Summary | None) -> str:
     """One pair on one group: a table and what it amounts to, or that there is nothing yet."""
     title = f"### {group}, {pair.title}"
-    env_ids = results.environments(pair, GROUPS[group])
-    if not env_ids:
+    shown = results.environments(pair, GROUPS[group], least=1)
+    if not shown:
         return f"{title}\n\nNot run."
-    parts = [title, markdown_table(HEADER, [environment_row(results, pair, env_id) for env_id in env_ids])]
-    if min(len(results.seeds(name, *env_ids)) for name in (pair.ours, pair.reference)) >= LEAST_SEEDS:
-        parts.append(summarize(results, pair, group, env_ids).sentences())
+    parts = [title, markdown_table(HEADER, [environment_row(results, pair, env_id) for env_id in shown])]
+    if summary is not None:
+        parts.append(summary.sentences())
     missing = [f"{env_id} ({words})" for env_id in GROUPS[group] if (words := results.missing(pair, env_id))]
     if missing:
         parts.append(f"Not run: {'; '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+# -- bars -------------------------------------------------------------------------------------------------
+
+
+class Bar(NamedTuple):
+    """What was to be reached, what was, and by how many seeds."""
+
+    what: str
+    reached: str
+    met: bool
+    seeds: str
+
+
+def bars(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> list[Bar]:
+    """What the project set out to reach, as far as there are runs to say."""
+    found = []
+    zoo, norm = summaries.get((PAIRS[0], "MuJoCo")), summaries.get((PAIRS[2], "MuJoCo"))
+    if zoo is not None:
+        seeds = f"{min(zoo.n_seeds)} of {SEEDS[PAIRS[0]]} on {len(zoo.env_ids)} of {len(GROUPS['MuJoCo'])} environments"
+        iqm_met = bool(zoo.iqm.low > 1.0 and zoo.iqm.estimate >= 1.3)
+        found += [
+            Bar("MuJoCo, Zoo files: IQM ≥ 1.3 and its interval above 1", str(zoo.iqm), iqm_met, seeds),
+            Bar("the same: time to their final return ≤ 1/3, CPU", str(zoo.cpu_ratio), zoo.cpu_ratio.estimate <= 1 / 3, seeds),
+            Bar("the same, wall-clock", str(zoo.wall_ratio), zoo.wall_ratio.estimate <= 1 / 3, seeds),
+        ]
+    if norm is not None:
+        seeds = f"{min(norm.n_seeds)} of {SEEDS[PAIRS[2]]} on {len(norm.env_ids)} of {len(GROUPS['MuJoCo'])} environments"
+        found.append(
+            Bar("MuJoCo, defaults, normalised observations: IQM ≥ 1", str(norm.iqm), bool(norm.iqm.estimate >= 1.0), seeds)
+        )
+    for env_id in [env_id for group in GROUPS.values() for env_id in results.environments(PAIRS[0], group)]:
+        found.append(environment_bar(results, env_id))
+    return found
+
+
+def environment_bar(results: Results, env_id: str) -> Bar:
+    """Zoo files: mean at least theirs, and not significantly worse."""
+    ours, reference = (results.finals(name, [env_id]) for name in (PAIRS[0].ours, PAIRS[0].reference))
+    improvement = interval(probability_of_improvement, ours, reference, effort=0.2)
+    return Bar(
+        f"{env_id}, Zoo files: mean ≥ theirs, P(improvement) not wholly under 0.5",
+        f"{ours.mean():.1f} against {reference.mean():.1f}; {improvement}",
+        bool(ours.mean() >= reference.mean() and improvement.high >= 0.5),
+        f"{results.fewest(PAIRS[0], env_id)} of {SEEDS[PAIRS[0]]}",
+    )
+
+
+def bars_section(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> str:
+    rows = [(bar.what, bar.reached, "met" if bar.met else "missed", bar.seeds) for bar in bars(results, summaries)]
+    if not rows:
+        return f"### Bars\n\nFewer than {LEAST_SEEDS} seeds of anything: no verdict."
+    return "### Bars\n\n" + markdown_table(("", "reached", "", "seeds"), rows)
+
+
+# -- the report -------------------------------------------------------------------------------------------
 
 
 def index(runs: Sequence[Run]) -> dict[str, Any]:
@@ -277,14 +221,17 @@ def report(arguments: argparse.Namespace) -> None:
     if not runs:
         sys.exit(f"no runs below {folder}")
     results = Results(runs, arguments.seeds)
-    sections = [section(results, pair, group) for group in GROUPS for pair in PAIRS]
-    text = "\n\n".join(["# Learning runs", EXPLANATION, *sections]) + "\n"
+    summaries = summaries_of(results)
+    sections = {
+        (pair, group): section(results, pair, group, summaries.get((pair, group))) for group in GROUPS for pair in PAIRS
+    }
+    text = "\n\n".join(["# Learning runs", EXPLANATION, bars_section(results, summaries), *sections.values()]) + "\n"
     (folder / "report.md").write_text(text)
     (folder / "index.json").write_text(json.dumps(index(runs), indent=1) + "\n")
     print(text)
     if arguments.readme is not None:
         # without its title
-        put_into_readme(arguments.readme, section(results, PAIRS[0], "MuJoCo").partition("\n\n")[2])
+        put_into_readme(arguments.readme, sections[PAIRS[0], "MuJoCo"].partition("\n\n")[2])
     for group, env_ids in GROUPS.items():
         name = group.split()[0].lower()
         draw_curves(results, PAIRS[:1], env_ids, folder, f"{name}-zoo")

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from _learning_report import PAIRS, Results, index, median_time_ratio, put_into_readme, report, section, time_ratio
+from _learning_report import bars, index, put_into_readme, report, section, summaries_of
+from _results import PAIRS, Results, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
 
 ENVS = ("Pendulum-v1", "Acrobot-v1")
@@ -66,7 +67,8 @@ def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
 
 
 def test_the_section_says_what_there_is_and_what_is_not(folder):
-    text = section(results_of(folder), PAIRS[0], "Classic control and Box2D")
+    results, group = results_of(folder), "Classic control and Box2D"
+    text = section(results, PAIRS[0], group, summaries_of(results)[PAIRS[0], group])
     row = next(line for line in text.splitlines() if line.startswith("| Pendulum-v1"))
     assert "-485.0 ± 12.9 (4)" in row and "15.0 ± 12.9 (4)" in row and "1.00 [1.00, 1.00]" in row
     row = next(line for line in text.splitlines() if line.startswith("| Acrobot-v1"))
@@ -74,7 +76,23 @@ def test_the_section_says_what_there_is_and_what_is_not(folder):
     assert "(3 seeds of ours, 4 of sb3_contrib that were run on all)" in text
     assert "Pendulum-v1 (sb3_contrib_zoo 6 of 10, trpo_ext_zoo 6 of 10)" in text
     assert "LunarLander-v3 (sb3_contrib_zoo 10 of 10, trpo_ext_zoo 10 of 10)" in text
-    assert section(results_of(folder), PAIRS[0], "MuJoCo").endswith("Not run.")
+    assert section(results, PAIRS[0], "MuJoCo", None).endswith("Not run.")
+
+
+def test_bars_are_judged_by_what_was_run(folder):
+    results = results_of(folder)
+    met = {bar.what.partition(",")[0]: bar.met for bar in bars(results, summaries_of(results))}
+    assert met == {"Pendulum-v1": True, "Acrobot-v1": False}
+    for seed in range(3):
+        runs = [made_up(RANDOM, "Hopper-v5", 0, -1000.0)]
+        runs += [made_up("sb3_contrib_zoo", "Hopper-v5", seed, 0.0), made_up("trpo_ext_zoo", "Hopper-v5", seed, 500.0)]
+        for run in runs:
+            write(run, path_of(folder, run.about["algorithm"], run.about["env"], run.about["seed"]))
+    results = results_of(folder)
+    iqm, cpu, wall, *_ = bars(results, summaries_of(results))
+    # 1500 / 1000 of theirs, reached after two thirds of their time
+    assert iqm.met and iqm.reached.startswith("1.50 ") and iqm.seeds == "3 of 10 on 1 of 4 environments"
+    assert not cpu.met and cpu.reached.startswith("0.67 ") and not wall.met
 
 
 def test_the_index_names_each_way_of_running_once(folder):
