@@ -36,11 +36,11 @@ ENVIRONMENTS = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "adam": {"critic": "adam"},
     "gauss_newton": {"critic": "gauss_newton"},
     "sb3_contrib": {"library": "sb3_contrib"},
     **{f"gauss_newton_{steps}": {"critic": "gauss_newton", "critic_steps": steps} for steps in (1, 2, 5)},
-    **{f"thinned_{factor}": {"sub_sampling_factor": factor} for factor in (5, 10)},
+    **{f"thinned_{factor}": {"critic": "adam", "sub_sampling_factor": factor} for factor in (5, 10)},
     **{
         f"kl_{kl:g}_damping_{damping:g}": {"target_kl": kl, "cg_damping": damping}
         for kl in (0.01, 0.02, 0.03, 0.05, 0.08)
@@ -49,14 +49,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 GROUPS = {
-    "defaults": ["default", "sb3_contrib"],
-    "critic": ["default", "gauss_newton"],
+    "defaults": ["sb3_contrib", "gauss_newton", "adam"],
+    "critic": ["adam", "gauss_newton"],
     "critic_steps": ["gauss_newton_1", "gauss_newton_2", "gauss_newton", "gauss_newton_5"],
-    "thinned": ["default", "thinned_10"],
+    "thinned": ["adam", "thinned_10"],
     "radius": [
         *("kl_0.01_damping_0.1", "kl_0.02_damping_0.1", "kl_0.03_damping_0.1", "kl_0.05_damping_0.1"),
         *("kl_0.03_damping_0.3", "kl_0.05_damping_0.3", "kl_0.05_damping_0.5", "kl_0.08_damping_0.5"),
-        *("default", "sb3_contrib"),
+        *("gauss_newton", "sb3_contrib"),
     ],
 }
 

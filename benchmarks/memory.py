@@ -67,7 +67,7 @@ class Variant:
 VARIANTS = (
     Variant(REFERENCE, REFERENCE, {}),
     Variant(f"{OURS}, defaults", OURS, {}),
-    Variant(f'{OURS}, critic="adam"', OURS, {"critic": "adam"}),
+    Variant(f'{OURS}, critic="gauss_newton"', OURS, {"critic": "gauss_newton"}),
     Variant(f"{REFERENCE}, live", REFERENCE, {}, live=True),
     Variant(f"{OURS}, live, defaults", OURS, {}, live=True),
     *(Variant(f"{OURS}, live, chunk_size={n}", OURS, {"chunk_size": n}, live=True) for n in (128, 256, 512, 1024)),

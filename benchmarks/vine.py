@@ -119,7 +119,7 @@ def relative_noise(one: Estimates, other: Estimates) -> float:
 
 def half_trained(env_id: str, setting: Variance, seed: int, most: int) -> TRPOExt:
     env = make_vec_env(env_id, n_envs=N_ENVS, seed=seed)
-    model = TRPOExt("MlpPolicy", env, n_steps=setting.n_steps, seed=seed, device="cpu", stats_window_size=20)
+    model = TRPOExt("MlpPolicy", env, n_steps=setting.n_steps, critic="adam", seed=seed, device="cpu", stats_window_size=20)
     while model.num_timesteps < most:
         model.learn(1, reset_num_timesteps=False)
         episodes = [episode["r"] for episode in model.ep_info_buffer or ()]

@@ -59,7 +59,7 @@ def model_of(env_id: str, algorithm: str, seed: int) -> TRPOExt:
     if algorithm == VINE:
         vine = dict(rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=task.vine)
     env = make_vec_env(env_id, n_envs=N_ENVS, seed=seed, wrapper_class=SnapshotWrapper)
-    return TRPOExt("MlpPolicy", env, n_steps=task.n_steps, seed=seed, device="cpu", **vine)  # type: ignore[arg-type]
+    return TRPOExt("MlpPolicy", env, n_steps=task.n_steps, critic="adam", seed=seed, device="cpu", **vine)  # type: ignore[arg-type]
 
 
 def learn(env_id: str, algorithm: str, seed: int, iterations: int | None, n_final: int = 20) -> dict[str, Any]:

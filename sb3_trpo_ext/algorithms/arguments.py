@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from gymnasium import spaces
@@ -10,11 +11,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_trpo_ext.checks import constant_of, default_of, warn_user
+from sb3_trpo_ext.standard_policies import has_parameters
 
 if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.base import OnPolicyExt
 
-CriticChoice = Literal["adam", "gauss_newton", "none"]
+CriticChoice = Literal["auto", "gauss_newton", "adam", "none"]
 
 _ADAM_KEYWORDS = ("learning_rate", "batch_size", "n_critic_updates", "max_grad_norm")
 _GAUSS_NEWTON_KEYWORDS = ("critic_steps", "critic_cg_steps")
@@ -22,6 +24,7 @@ KEYWORDS_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "adam": _GAUSS_NEWTON_KEYWORDS,
     "gauss_newton": _ADAM_KEYWORDS,
     "none": (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS, "gae_lambda"),
+    "auto": (),
 }
 """By critic."""
 
@@ -64,13 +67,31 @@ def check_rollout_size(model: OnPolicyExt) -> None:
         )
 
 
+def critic_of_keywords(model: OnPolicyExt) -> CriticChoice:
+    """``critic="auto"`` is the fit that any of the keywords given belongs to, if there are any."""
+    if model.critic == "auto" and _given(model, _ADAM_KEYWORDS):
+        return "adam"
+    if model.critic == "auto" and _given(model, _GAUSS_NEWTON_KEYWORDS):
+        return "gauss_newton"
+    return model.critic
+
+
+def critic_of_features(model: OnPolicyExt) -> CriticChoice:
+    """Else it is Gauss-Newton, or Adam where the critic's features are learned: products through a convolution
+    cost more than they bring."""
+    if model.critic == "auto":
+        return "adam" if has_parameters(model.policy.vf_features_extractor) else "gauss_newton"
+    return model.critic
+
+
 def warn_without_effect(model: OnPolicyExt) -> None:
     """One warning for each choice that leaves given keywords without use, naming them."""
     for choice, keywords in model.keywords_without_effect().items():
-        unused = [
-            f"{name}={getattr(model, name)!r}"
-            for name in keywords
-            if constant_of(getattr(model, name)) != default_of(type(model), name)
-        ]
+        unused = [f"{name}={getattr(model, name)!r}" for name in _given(model, keywords)]
         if unused:
             warn_user(f"{choice} makes no use of {', '.join(unused)}")
+
+
+def _given(model: OnPolicyExt, keywords: Sequence[str]) -> list[str]:
+    """Those that differ from their defaults."""
+    return [name for name in keywords if constant_of(getattr(model, name)) != default_of(type(model), name)]

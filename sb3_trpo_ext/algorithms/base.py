@@ -21,6 +21,8 @@ from sb3_trpo_ext.algorithms.arguments import (
     CriticChoice,
     check_rollout_size,
     class_of,
+    critic_of_features,
+    critic_of_keywords,
     warn_without_effect,
 )
 from sb3_trpo_ext.algorithms.updating import Updating
@@ -60,7 +62,7 @@ class OnPolicyExt(Updating):
         n_critic_updates: int = 10,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
-        critic: CriticChoice = "adam",
+        critic: CriticChoice = "auto",
         critic_steps: int = 3,
         critic_cg_steps: int = 10,
         max_grad_norm: float = 0.0,
@@ -118,10 +120,11 @@ class OnPolicyExt(Updating):
     def _constructed(self, set_up: bool) -> None:
         """The end of every constructor: look at the arguments together, and build what they describe."""
         OnPolicyExt._check_arguments(self)
-        check_rollout_size(self)
+        self.critic = critic_of_keywords(self)
         warn_without_effect(self)
         if set_up:
             self._setup_model()
+        check_rollout_size(self)
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
         """Names of constructor keywords that are not used, by the choice that leaves them so."""
@@ -135,6 +138,7 @@ class OnPolicyExt(Updating):
             if self.env is not None:
                 make_restorable(self.env)
         super()._setup_model()
+        self.critic = critic_of_features(self)
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
             self.rollout_buffer.gae_lambda = 1.0

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import require_choice, require_count, require_real, schedule_of, scheduled, with_keywords_of
 from sb3_trpo_ext.kl_penalty import KLEstimator, KLPenaltyReport, KLPenaltySettings, adapted_beta, kl_penalty_step
@@ -65,6 +66,7 @@ class KLPPOExt(OnPolicyExt):
         kl_estimator: KLEstimator = "analytic",
         max_kl: float | None = None,
         max_grad_norm: float = 0.5,
+        critic: CriticChoice = "adam",
         _init_setup_model: bool = True,
         **arguments: Any,
     ) -> None:
@@ -75,6 +77,7 @@ class KLPPOExt(OnPolicyExt):
             n_steps=n_steps,
             batch_size=batch_size,
             max_grad_norm=max_grad_norm,
+            critic=critic,
             **arguments,
         )
         self.n_epochs = n_epochs

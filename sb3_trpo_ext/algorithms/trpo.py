@@ -67,9 +67,10 @@ class TRPOExt(NaturalGradientExt):
     :param line_search_accept_ratio: the least actual improvement to accept, as a fraction of the
         expected one; 0 accepts any improvement, as sb3_contrib does
     :param ent_coef: weight of an entropy bonus in L
-    :param critic: how V is fitted: ``"adam"`` (minibatches with ``policy.optimizer``, as sb3_contrib does),
-        ``"gauss_newton"`` (second order, whole batch, no learning rate; faster), or ``"none"`` (no V: the
-        advantage is the discounted return, cut at the end of the rollout)
+    :param critic: how V is fitted: ``"gauss_newton"`` (second order, whole batch, no learning rate), ``"adam"``
+        (minibatches with ``policy.optimizer``, as sb3_contrib does), or ``"none"`` (no V: the advantage is the
+        discounted return, cut at the end of the rollout); ``"auto"`` is Adam where one of its keywords is given or
+        the critic's features are learned (images), else Gauss-Newton
     :param critic_steps: Gauss-Newton steps per update
     :param critic_cg_steps: conjugate gradient steps in each
     :param max_grad_norm: clip the gradient of ``critic="adam"`` at this norm; 0: no clipping
@@ -118,7 +119,7 @@ class TRPOExt(NaturalGradientExt):
         kl_reduction: KLReduction = "sum",
         line_search_accept_ratio: float = 0.1,
         ent_coef: float = 0.0,
-        critic: CriticChoice = "adam",
+        critic: CriticChoice = "auto",
         critic_steps: int = 3,
         critic_cg_steps: int = 10,
         max_grad_norm: float = 0.0,

@@ -45,7 +45,7 @@ def test_the_signature_names_every_keyword_with_its_default(algorithm):
     shown, shared = (inspect.signature(cls).parameters for cls in (algorithm, OnPolicyExt))
     assert set(shared) < set(shown) and not any(p.kind is p.VAR_KEYWORD for p in shown.values())
     model = make(algorithm, seed=None, device="cpu")
-    for name in shared.keys() - {"policy", "env", "device", "n_steps", "batch_size", "policy_kwargs", *SB3_WRAPS}:
+    for name in shared.keys() - {"policy", "env", "device", "n_steps", "batch_size", "policy_kwargs", "critic", *SB3_WRAPS}:
         assert getattr(model, name) == shown[name].default == default_of(algorithm, name), name
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import configure
@@ -288,6 +289,18 @@ def test_further_fields_of_a_buffers_samples_reach_the_distributions():
     assert model.outcome_counts == {"accepted": 1}
 
 
+def test_the_automatic_critic_follows_the_keywords_then_the_features(tmp_path):
+    assert make().critic == "gauss_newton"
+    assert make(learning_rate=1e-2, batch_size=64).critic == "adam"
+    with pytest.warns(UserWarning, match="'adam' makes no use of critic_steps=2"):
+        assert make(n_critic_updates=3, critic_steps=2, batch_size=64).critic == "adam"
+    images = limited(Walk(observation_space=spaces.Box(0, 255, (1, 36, 36), np.uint8)))
+    assert make("CnnPolicy", images, batch_size=64).critic == "adam"
+    assert make("CnnPolicy", images, critic_steps=2).critic == "gauss_newton"
+    make().save(tmp_path / "model")
+    assert TRPOExt.load(tmp_path / "model").critic == "gauss_newton"
+
+
 def test_without_a_critic_the_value_network_is_left_alone():
     model = make(critic="none")
     before = [p.clone() for name, p in model.policy.named_parameters() if "value" in name]
@@ -302,7 +315,8 @@ def test_the_optimizer_holds_all_parameters_in_sb3s_order():
 
 
 def test_chunks_do_not_change_an_update():
-    whole, chunked = make().learn(64), make(chunk_size=13).learn(64)
+    adam = dict(critic="adam", batch_size=64)
+    whole, chunked = make(**adam).learn(64), make(**adam, chunk_size=13).learn(64)
     for a, b in zip(whole.policy.parameters(), chunked.policy.parameters(), strict=True):
         th.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
