@@ -123,6 +123,7 @@ def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
         seed=0,
     )
     theirs, _ = manager.setup_experiment()
+    theirs.env.close()  # its Monitors' files
     setting = setting_of("trpo_ext_zoo", "HalfCheetah-v5")
     ours = TRPOExt(env=make_vec_env("HalfCheetah-v5", n_envs=setting.n_envs), device="cpu", **setting.arguments)
     for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "target_kl", "critic", "critic_steps", "policy_kwargs"):
