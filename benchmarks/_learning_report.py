@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -229,11 +230,12 @@ def report(arguments: argparse.Namespace) -> None:
     (folder / "report.md").write_text(text)
     (folder / "index.json").write_text(json.dumps(index(runs), indent=1) + "\n")
     print(text)
-    if arguments.readme is not None:
-        # without its title
-        put_into_readme(arguments.readme, sections[PAIRS[0], "MuJoCo"].partition("\n\n")[2])
     for group, env_ids in GROUPS.items():
         name = group.split()[0].lower()
         draw_curves(results, PAIRS[:1], env_ids, folder, f"{name}-zoo")
         draw_curves(results, PAIRS[1:], env_ids, folder, f"{name}-default")
     draw_profiles(results, PAIRS, GROUPS, folder, "profiles")
+    if arguments.readme is not None:
+        picture = os.path.relpath(folder / "mujoco-zoo.png", arguments.readme.parent)
+        table = sections[PAIRS[0], "MuJoCo"].partition("\n\n")[2]  # without its title
+        put_into_readme(arguments.readme, f"![Return against steps and against time of training]({picture})\n\n{table}")

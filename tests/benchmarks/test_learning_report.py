@@ -113,7 +113,7 @@ def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, caps
     assert {path.name for path in folder.glob("*.png")} == {"classic-zoo.png", "profiles.png"}
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- /learning -->\nafter\n")
-    assert "Not run." in text and "old" not in text
+    assert "Not run." in text and "old" not in text and "(mujoco-zoo.png)" in text
     (tmp_path / "other.md").write_text("no marks")
     with pytest.raises(SystemExit, match="expected a line"):
         put_into_readme(tmp_path / "other.md", "")
