@@ -193,7 +193,9 @@ class TrainingPage(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._recorder.after_write = self._write_when_due
-        self.logger.output_formats.append(self._recorder)
+        # it is there already where the last training was interrupted
+        if self._recorder not in self.logger.output_formats:
+            self.logger.output_formats.append(self._recorder)
 
     def _write_when_due(self) -> None:
         if self._recorder.writes % self.every == 0:

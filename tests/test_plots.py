@@ -87,6 +87,23 @@ def test_the_page_while_training(tmp_path, monkeypatch):
     assert len(model.logger.output_formats) == 1
 
 
+def test_training_goes_on_after_an_interrupt(tmp_path, monkeypatch):
+    pages = []
+    monkeypatch.setattr(TrainingPage, "write", lambda self: pages.append(self.num_timesteps))
+    page = TrainingPage(tmp_path / "page.png", every=1)
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu")
+    model.set_logger(configure(str(tmp_path), []))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(model, "train", interrupt)
+        model.learn(128, callback=page)
+    model.learn(128, callback=page)
+    assert pages == [64, 64, 128, 128]
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def test_the_page_at_the_end(tmp_path):
     train(tmp_path, [], callback=TrainingPage(tmp_path / "new" / "page.png"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.png"]
