@@ -205,8 +205,10 @@ class TrainingPage(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self.logger.output_formats.remove(self._recorder)
-        self.write()
+        # rl_zoo3 ends the training of its first callback twice
+        if self._recorder in self.logger.output_formats:
+            self.logger.output_formats.remove(self._recorder)
+            self.write()
 
     def write(self) -> None:
         """Write the page of what has been logged so far."""
