@@ -41,6 +41,27 @@ def test_linearisation_agrees_with_the_dense_jacobian(mlp, chunk_size):
         assert 0.2 < float(scale.flatten()[0]) / float(part.mean().sqrt()) < 4
 
 
+@pytest.mark.parametrize("fit", ["adam", "gauss_newton"])
+@pytest.mark.parametrize("mlp", [False, True])
+def test_returns_may_be_of_another_precision_than_the_values(mlp, fit):
+    def fitted(network, x, returns):
+        problem = problem_of(network, x, returns, mlp)
+        th.manual_seed(7)
+        if fit == "adam":
+            fit_adam(problem, adam_of(network), AdamSettings(1, 16))
+        else:
+            fit_gauss_newton(problem, 0.1, GaussNewtonSettings())
+        return problem.parameters.read()
+
+    for precision, other in ((th.float64, th.float32), (th.float32, th.float64)):
+        network, x, returns = network_and_data()
+        twin = network_and_data()[0]
+        returns = returns.float()  # numbers that both have
+        own = fitted(network.to(precision), x.to(precision), returns.to(other))
+        assert own.dtype == precision
+        th.testing.assert_close(own, fitted(twin.to(precision), x.to(precision), returns.to(precision)))
+
+
 @pytest.mark.parametrize("mlp", [False, True])
 def test_one_step_on_a_linear_model_is_ridge_regression(mlp):
     _, x, returns = network_and_data(50)
@@ -132,6 +153,17 @@ OPTIMIZERS = {
 }
 
 
+def plain_epoch(network, x, returns, optimizer, batch_size):
+    losses = []
+    for rows in th.randperm(len(x)).split(batch_size):
+        loss = nn.functional.mse_loss(network(x[rows]).flatten(), returns[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 @pytest.mark.parametrize("optimizer_of", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("mlp", [False, True])
 def test_adam_does_what_a_plain_loop_does(mlp, optimizer_of):
@@ -144,14 +176,7 @@ def test_adam_does_what_a_plain_loop_does(mlp, optimizer_of):
     report = fit_adam(problem_of(network, x, returns, mlp), own, settings)
     th.manual_seed(7)
     for _ in range(6):
-        permutation = th.randperm(64)
-        for start in range(0, 64, 10):
-            rows = permutation[start : start + 10]
-            loss = nn.functional.mse_loss(other(x[rows]).flatten(), returns[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses += plain_epoch(other, x, returns, optimizer, 10)
     th.testing.assert_close(FlatParameters(network.parameters()).read(), FlatParameters(other.parameters()).read())
     th.testing.assert_close(own.state_dict()["state"], optimizer.state_dict()["state"])
     assert report.loss == pytest.approx(sum(losses[21:]) / 21)
@@ -179,9 +204,24 @@ def test_what_the_flat_optimizer_leaves_alone():
     assert FlatOptimizer.of(adam_of(network[0]), parameters) is None
 
 
-def test_adam_clips_the_gradient_when_asked():
+def test_fits_by_layers_and_by_autograd_take_turns_on_one_optimizer():
+    """As they do where a hook comes or a policy changes: each fit goes on from the state that the last one left."""
+    (network, x, returns), (other, _, _) = network_and_data(), network_and_data()
+    own, optimizer = adam_of(network), adam_of(other)
+    th.manual_seed(7)
+    for mlp in (True, False, True, False):
+        fit_adam(problem_of(network, x, returns, mlp), own, AdamSettings(1, 10))
+    th.manual_seed(7)
+    for _ in range(4):
+        plain_epoch(other, x, returns, optimizer, 10)
+    th.testing.assert_close(FlatParameters(network.parameters()).read(), FlatParameters(other.parameters()).read())
+    th.testing.assert_close(own.state_dict()["state"], optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_adam_clips_the_gradient_when_asked(mlp):
     network, x, returns = network_and_data()
-    problem = problem_of(network, x, 1e6 * returns)
+    problem = problem_of(network, x, 1e6 * returns, mlp)
     phi = problem.parameters.read()
     settings = AdamSettings(n_critic_updates=1, batch_size=64, max_grad_norm=0.5)
     fit_adam(problem, th.optim.SGD(network.parameters(), lr=1.0), settings)
@@ -190,12 +230,13 @@ def test_adam_clips_the_gradient_when_asked():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
 @pytest.mark.parametrize("kind", ["adam", "gauss_newton"])
-def test_a_fit_that_meets_the_not_finite_is_taken_back_whole(kind, bad):
+@pytest.mark.parametrize("mlp", [False, True])
+def test_a_fit_that_meets_the_not_finite_is_taken_back_whole(mlp, kind, bad):
     network, x, returns = network_and_data()
     optimizer = adam_of(network)
-    fit_adam(problem_of(network, x, returns), optimizer, AdamSettings(1, 16))
+    fit_adam(problem_of(network, x, returns, mlp), optimizer, AdamSettings(1, 16))
     returns[3] = bad
-    problem = problem_of(network, x, returns)
+    problem = problem_of(network, x, returns, mlp)
     phi, state = problem.parameters.read(), [s["exp_avg"].clone() for s in optimizer.state.values()]
     if kind == "adam":
         report = fit_adam(problem, optimizer, AdamSettings(2, 16))

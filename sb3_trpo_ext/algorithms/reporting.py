@@ -42,8 +42,8 @@ def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> s
         quantities["branch returns"] = th.as_tensor(branches.q_values), LARGEST_RETURN
     for name, (batch, limit) in quantities.items():
         for leaf in leaves(batch):
-            # not (… <= …), so that NaN counts
-            if leaf.is_floating_point() and not bool(leaf.abs().max() <= limit):
+            # not (… <= …), so that NaN counts; as Python's floats, because half precision would make the limit infinite
+            if leaf.is_floating_point() and not leaf.abs().max().item() <= limit:
                 return name
     return None
 

@@ -73,7 +73,8 @@ class _AutogradDescent:
         return [self._step(rows) for rows in permutation.split(self._settings.batch_size)]
 
     def _step(self, rows: th.Tensor) -> th.Tensor:
-        loss = F.mse_loss(self._problem.values(rows), self._problem.returns[rows])
+        values = self._problem.values(rows)
+        loss = F.mse_loss(values, self._problem.targets(rows, values))
         gradient_step(loss, self._problem.parameters, self._optimizer, self._settings.max_grad_norm)
         return loss.detach()
 
@@ -92,7 +93,8 @@ class _DenseDescent:
 
     def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
         size = self._settings.batch_size
-        inputs, returns = self._inputs[permutation], self._problem.returns[permutation].unsqueeze(1)
+        inputs = self._inputs[permutation]
+        returns = self._problem.targets(permutation, inputs[:, :1])
         return [self._step(*batch) for batch in zip(inputs.split(size), returns.split(size), strict=True)]
 
     @th.no_grad()

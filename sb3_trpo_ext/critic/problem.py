@@ -78,6 +78,10 @@ class CriticProblem:
             return network(inputs[rows]).flatten()
         return self._values_of(rows).flatten()
 
+    def targets(self, rows: Rows, values: th.Tensor) -> th.Tensor:
+        """R of these states in the shape and precision of their values; buffers keep float32 whatever V computes in."""
+        return self.returns[rows].to(values).view_as(values)
+
     @th.no_grad()
     def loss(self) -> float:
         """Mean squared error over all states."""
@@ -97,7 +101,7 @@ class CriticProblem:
 
         def pull_back_errors(rows: slice) -> th.Tensor:
             at = linearization(rows)
-            return at.vjp((self.returns[rows].view_as(at.outputs[0]) - at.outputs[0],))
+            return at.vjp((self.targets(rows, at.outputs[0]) - at.outputs[0],))
 
         def curvature(v: th.Tensor) -> th.Tensor:
             return self._average(lambda rows: gauss_newton_product(linearization(rows), lambda jv: jv, v))
@@ -107,7 +111,7 @@ class CriticProblem:
 
         def pull_back_signs(rows: slice) -> th.Tensor:
             at = linearization(rows)
-            return at.vjp((signs[rows].view_as(at.outputs[0]),))
+            return at.vjp((signs[rows].to(at.outputs[0]).view_as(at.outputs[0]),))
 
         squares = (self._average(pull_back_signs) * len(signs) ** 0.5).square()
         scales = th.cat([part.mean().sqrt().expand(part.numel()) for part in self.parameters.split(squares)])

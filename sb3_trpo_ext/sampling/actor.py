@@ -28,6 +28,8 @@ from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 LARGEST_USABLE = 1e18
 """Beyond this, squares overflow single precision."""
 
+_LARGEST = {char: min(LARGEST_USABLE, float(np.finfo(char).max)) for char in np.typecodes["Float"]}
+
 Observation = np.ndarray | dict[str, np.ndarray]
 
 
@@ -62,7 +64,7 @@ def usable(observation: Any) -> Any:
     observation = np.asarray(observation)
     if observation.dtype.kind != "f":
         return observation
-    good = np.abs(observation) <= LARGEST_USABLE
+    good = np.abs(observation) <= _LARGEST[observation.dtype.char]
     # the cheapest way to ask whether all are
     return observation if np.count_nonzero(good) == good.size else np.where(good, observation, 0.0).astype(observation.dtype)
 

@@ -183,7 +183,8 @@ class DeferredRecorder:
         buffer.pos = t + 1
         buffer.full = buffer.pos == buffer.buffer_size
         if np.count_nonzero(step.dones):
-            self._truncations += [(t, index, terminal) for index, terminal in step.truncated()]
+            # copies, because simulators may hand out one array again and again
+            self._truncations += [(t, index, tree_map(np.copy, terminal)) for index, terminal in step.truncated()]
 
     @th.no_grad()
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:

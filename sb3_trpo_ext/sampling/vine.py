@@ -193,9 +193,10 @@ class _Lanes:
         else:
             self.n_cut += 1
             if self._buffer.branch_bootstrap:
-                last = tree_map(np.copy, take(observations, lane))
+                last = take(observations, lane)
         if last is not None:
-            self._bootstraps.append((*branch, float(self._discounts[lane]), last))
+            # a copy, because simulators may hand out one array again and again
+            self._bootstraps.append((*branch, float(self._discounts[lane]), tree_map(np.copy, last)))
             if len(self._bootstraps) >= self._algorithm.states_per_pass(tree_map(lambda leaf: np.asarray(leaf)[None], last)):
                 self._add_bootstraps()
 

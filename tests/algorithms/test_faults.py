@@ -57,6 +57,15 @@ def test_a_fault_in_the_data_skips_the_update_and_training_goes_on(space, quanti
     assert all(np.isfinite(action).all() for action in env.actions)
 
 
+def test_observations_in_half_precision_are_judged_too():
+    env = Faulty(limited(Walk(observation_space=spaces.Box(-10, 10, (3,), dtype=np.float16))), "observations", np.inf, every=7)
+    model = TRPOExt("MlpPolicy", env, n_steps=32, seed=0, device="cpu")
+    with pytest.warns(UserWarning, match="observations") as caught:
+        model.learn(32)
+    assert len(caught) == 1
+    assert all(np.isfinite(action).all() for action in env.actions)
+
+
 @pytest.mark.parametrize("policy", ["MlpPolicy", OwnForward])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_every_way_of_acting_survives_bad_observations(policy, bad):

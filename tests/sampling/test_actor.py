@@ -185,5 +185,12 @@ def test_usable_leaves_good_observations_alone():
     assert usable({"a": spoiled})["a"].tolist() == [0.0, 1.0, 0.0, 0.0] and np.isnan(spoiled[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_usable_knows_every_precision(dtype):
+    huge = min(1e18, float(np.finfo(dtype).max))
+    spoiled = np.array([np.inf, huge, np.nan, -np.inf], dtype=dtype)
+    assert usable(spoiled).tolist() == [0.0, spoiled[1], 0.0, 0.0] and usable(spoiled).dtype == dtype
+
+
 def test_distributions_without_a_head():
     assert head_of(make(use_sde=True).action_dist) is None

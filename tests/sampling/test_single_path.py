@@ -8,7 +8,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_trpo_ext import TRPOExt
 from tests.cases import ACTION_SPACES
@@ -116,6 +116,43 @@ def test_the_buffer_holds_what_sb3s_own_loop_would_store(kind):
     assert (seen.starts, seen.ends) == (1, 1)
     assert ours.num_timesteps == theirs.num_timesteps
     assert len(ours.ep_info_buffer) == len(theirs.ep_info_buffer)
+
+
+class OneArray(VecEnvWrapper):
+    """Hands out terminal observations in one array that it keeps, as batched simulators do, with a bad number put in."""
+
+    def __init__(self, venv, bad):
+        super().__init__(venv)
+        self.bad, self.array, self.rewards, self.stopped = bad, np.zeros((venv.num_envs, 3), np.float32), [], []
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for i in np.flatnonzero(dones):
+            self.array[i] = infos[i]["terminal_observation"]
+            if infos[i]["TimeLimit.truncated"]:
+                self.stopped.append((len(self.rewards), i, self.array[i].copy()))
+                self.array[i, 0] = self.bad
+            infos[i]["terminal_observation"] = self.array[i]
+        self.rewards.append(rewards.copy())
+        return observations, rewards, dones, infos
+
+
+@pytest.mark.parametrize("values_at_each_step", [False, True])
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_a_time_limit_is_bootstrapped_from_where_it_stopped_the_episode(bad, values_at_each_step):
+    env = OneArray(env_of(), bad)
+    model = TRPOExt("MlpPolicy", env, n_steps=T, seed=3, device="cpu", values_at_each_step=values_at_each_step)
+    collect(model, TRPOExt.collect_rollouts)
+    expected = np.array(env.rewards)
+    assert len({i for _, i, _ in env.stopped}) < len(env.stopped)
+    for t, i, terminal in env.stopped:
+        terminal[0] = 0.0
+        with th.no_grad():
+            expected[t, i] += 0.99 * float(model.policy.predict_values(th.as_tensor(terminal)[None]))
+    np.testing.assert_allclose(model.rollout_buffer.rewards, expected, rtol=1e-5)
 
 
 def test_without_a_critic_values_are_zero_and_advantages_are_returns():
