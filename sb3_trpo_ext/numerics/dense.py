@@ -14,6 +14,7 @@ from torch import nn
 
 from sb3_trpo_ext.numerics.curvature import Outputs
 from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.numerics.slopes import activate
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.Tanh,
@@ -113,7 +114,6 @@ class DenseLinearization:
         self._activations, self._slopes, self._work = (
             [inputs.new_empty(len(inputs), size) for size in sizes] for _ in range(3)
         )
-        self._one = inputs.new_ones(())
         self.move(inputs)
 
     @th.no_grad()
@@ -127,25 +127,11 @@ class DenseLinearization:
                 th.mm(self._inputs[i], self._transposed[i], out=out)
             else:
                 th.addmm(layer.bias, self._inputs[i], self._transposed[i], out=out)
-            self._activate(layer.activation, out, self._slopes[i])
+            if layer.activation is not None:
+                activate(layer.activation, out, self._slopes[i])
         self.outputs: Outputs = (self._activations[-1],)
         if self._free is not None:
             self.outputs = (self._activations[-1], self._free.detach().expand(len(inputs), -1))
-
-    def _activate(self, activation: nn.Module | None, z: th.Tensor, slope: th.Tensor) -> None:
-        """Overwrite z by σ(z) and ``slope`` by σ′(z)."""
-        if activation is None:
-            return
-        if type(activation) is nn.Tanh:
-            th.addcmul(self._one, z.tanh_(), z, value=-1, out=slope)
-            return
-        with th.enable_grad():
-            free = z.clone().requires_grad_()
-            # a copy, because activations may work in place
-            a = activation(free.clone())
-            (gradient,) = th.autograd.grad(a.sum(), free)
-        z.copy_(a.detach())
-        slope.copy_(gradient)
 
     @th.no_grad()
     def jvp(self, v: th.Tensor) -> Outputs:

@@ -5,6 +5,7 @@ from torch import nn
 from sb3_trpo_ext.numerics.curvature import AutogradLinearization, damped, gauss_newton_product, hessian_product
 from sb3_trpo_ext.numerics.dense import ELEMENTWISE, DenseLinearization, DenseNetwork
 from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.numerics.slopes import activate
 from tests.cases import dense
 
 
@@ -34,6 +35,23 @@ def test_products_of_dense_networks_agree_with_the_jacobian(activation, bias):
         th.testing.assert_close(linearization.outputs[0], network(x).detach())
         th.testing.assert_close(linearization.jvp(v)[0].reshape(-1), J @ v)
         th.testing.assert_close(linearization.vjp((u,)), u.reshape(-1) @ J)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(0.3), nn.ELU(0.4), nn.ELU(-1.0)],
+    ids=repr,
+)
+def test_common_activations_need_no_graph_for_their_slopes(activation, monkeypatch):
+    z = th.tensor([-800.0, -2.0, -0.0, 0.0, 1e-9, 3.0, 800.0, th.nan], dtype=th.float64)
+    free = z.clone().requires_grad_()
+    expected = activation(free.clone())
+    (expected_slope,) = th.autograd.grad(expected.sum(), free)
+    monkeypatch.setattr(th.autograd, "grad", lambda *_, **__: pytest.fail("a graph"))
+    slope = th.empty_like(z)
+    activate(activation, z, slope)
+    th.testing.assert_close(z, expected.detach(), equal_nan=True)
+    th.testing.assert_close(slope[:-1], expected_slope[:-1])
 
 
 def test_a_part_of_the_layers_and_a_free_output():
