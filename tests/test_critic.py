@@ -3,6 +3,7 @@ import math
 import pytest
 import torch as th
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo_ext.critic import AdamSettings, CriticProblem, FitOutcome, GaussNewtonSettings, fit_adam, fit_gauss_newton
 from sb3_trpo_ext.numerics.dense import DenseNetwork
@@ -192,6 +193,9 @@ def test_what_the_flat_optimizer_leaves_alone():
     hooked = adam_of(network)
     hooked.register_step_post_hook(lambda *_: None)
     assert FlatOptimizer.of(hooked, parameters) is None
+    handle = register_optimizer_step_post_hook(lambda *_: None)
+    assert FlatOptimizer.of(adam_of(network), parameters) is None
+    handle.remove()
     scheduled = adam_of(network)
     scheduled.step = scheduled.step
     assert FlatOptimizer.of(scheduled, parameters) is None

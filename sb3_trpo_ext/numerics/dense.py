@@ -187,4 +187,12 @@ def _leaves(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    """Whether someone watches or changes what this module, its own parameters included, computes forward or backward."""
+    of_module = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    of_parameters = ((p._backward_hooks, p._post_accumulate_grad_hooks) for p in module.parameters(recurse=False))
+    return (
+        any(of_module)
+        or any(any(hooks) for hooks in of_parameters)
+        or "forward" in vars(module)
+        or bool(nn.modules.module._has_any_global_hook())
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch as th
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 
@@ -56,6 +57,7 @@ class FlatOptimizer:
             and all(id(parameter) in held for parameter in parameters.tensors)
             and "step" not in vars(optimizer)
             and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+            and not (_global_optimizer_pre_hooks or _global_optimizer_post_hooks)
             and len({(parameter.device, parameter.dtype) for parameter in parameters.tensors}) == 1
         )
         return cls(optimizer, parameters) if is_plain and _have_one_history(optimizer, parameters) else None

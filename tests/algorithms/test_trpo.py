@@ -244,6 +244,19 @@ def test_a_skipped_update_leaves_running_statistics_alone(monkeypatch):
     assert all(th.equal(a, b) for a, b in zip(before, model.policy.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+def test_what_a_gradient_hook_holds_stays(critic):
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, critic=critic, seed=0, device="cpu")
+    value, mean = model.policy.value_net.weight, model.policy.action_net.weight
+    start = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    for held in (value, mean):
+        held.register_hook(th.zeros_like)
+    model.learn(64)
+    assert model.outcome_counts == {"accepted": 1}
+    moved = {name for name, p in model.policy.named_parameters() if not th.equal(p, start[name])}
+    assert moved == set(start) - {"value_net.weight", "action_net.weight"}
+
+
 def test_values_of_a_subclass_are_what_the_critic_fits():
     class Scaled(TRPOExt):
         def predict_values(self, observations):

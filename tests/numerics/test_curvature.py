@@ -117,8 +117,22 @@ def test_a_layer_that_serves_twice_is_left_to_autograd():
     assert DenseNetwork.read([layer, nn.Tanh(), layer]) is None
 
 
-def test_a_hook_keeps_a_layer_from_being_read():
+HOOKS = {
+    "forward": lambda layer: layer.register_forward_hook(lambda *_: None),
+    "forward_pre": lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+    "backward": lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    "backward_pre": lambda layer: layer.register_full_backward_pre_hook(lambda *_: None),
+    "gradient": lambda layer: layer.weight.register_hook(lambda _: None),
+    "accumulated_gradient": lambda layer: layer.bias.register_post_accumulate_grad_hook(lambda _: None),
+    "of_all_modules": lambda _: nn.modules.module.register_module_forward_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+def test_a_hook_keeps_a_layer_from_being_read(register):
     layer = nn.Linear(2, 2)
     assert DenseNetwork.read([layer]) is not None
-    layer.register_forward_hook(lambda *_: None)
-    assert DenseNetwork.read([layer]) is None
+    handle = register(layer)
+    assert DenseNetwork.read([layer]) is None and DenseNetwork.read([nn.Sequential(nn.Linear(2, 2), layer)]) is None
+    handle.remove()
+    assert DenseNetwork.read([layer]) is not None

@@ -159,6 +159,9 @@ def test_hooks_and_patched_methods_are_respected():
         handle = module.register_forward_hook(lambda *_: None)
         assert numpy_actor(policy, 1) is None
         handle.remove()
+    policy.log_std.register_hook(lambda gradient: None)
+    assert numpy_actor(policy, 1) is None, "the Fisher products would go round it"
+    policy = make()
     policy.get_distribution = lambda obs: None
     assert numpy_actor(policy, 1) is None
 
