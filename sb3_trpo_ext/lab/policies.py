@@ -120,11 +120,15 @@ def fisher_matrix(policy: nn.Module, state_weights: np.ndarray) -> np.ndarray:
 def natural_gradient(policy: nn.Module, values: PolicyValues) -> np.ndarray:
     """∇̃η = F⁺∇η, of minimum norm where F is singular, (P,) (survey, eq. 15; notes, eq. np.1; lecture, NPG).
 
-    Tabular softmax's F is always singular, as a constant added to a state's logits changes nothing.
+    Tabular softmax's F is always singular, as a constant added to a state's logits changes nothing. Where π is so near
+    to deterministic that F has underflowed it is zero.
     """
-    # eigenvalues below this are rounding's
-    inverse = np.linalg.pinv(fisher_matrix(policy, values.rho), rcond=1e-13, hermitian=True)
-    return inverse @ policy_gradient(policy, values)
+    F, gradient = fisher_matrix(policy, values.rho), policy_gradient(policy, values)
+    size = np.abs(F).max()
+    if size < np.finfo(F.dtype).tiny:
+        return np.zeros_like(gradient)
+    # of F / size, as 1 / F may overflow; eigenvalues below the threshold are rounding's
+    return np.linalg.pinv(F / size, rcond=1e-13, hermitian=True) @ (gradient / size)
 
 
 def compatible_weights(policy: nn.Module, values: PolicyValues) -> np.ndarray:

@@ -78,14 +78,16 @@ def test_tabular_natural_gradient_is_monotone(mdp, seed, step_size):
     assert_never_falls(history(natural_policy_gradient(mdp, TabularSoftmax(logits), step_size)))
 
 
-def test_tabular_natural_gradient_finds_the_optimum():
+def test_tabular_natural_gradient_finds_the_optimum_and_stays_there():
     gaps = []
     for seed in range(100):
         rng = np.random.default_rng(seed)
         mdp = random_mdp(*rng.integers(2, 6, size=2), gamma=float(rng.choice([0.5, 0.8, 0.9])), seed=seed)
-        best = optimal_values(mdp).eta
         run = natural_policy_gradient(mdp, TabularSoftmax(np.zeros(mdp.shape)), lambda k: 1.2**k)
-        gaps.append(next((gap for gap in (best - it.values.eta for it in islice(run, 300)) if gap <= 1e-6), np.inf))
+        # long after the optimum the probabilities underflow, and F with them
+        iterates = history(run, 301 if seed < 5 else 61)
+        assert_never_falls(iterates)
+        gaps.append(optimal_values(mdp).eta - iterates[-1].values.eta)
     assert max(gaps) <= 1e-6
     assert min(gaps) >= -1e-9
 
@@ -152,6 +154,12 @@ def test_the_lectures_two_actions(theta):
     np.testing.assert_allclose(np.diff(plain), 0.01 * slope[:-1], rtol=1e-9)
     rising = plain[:-1] > 0
     assert (np.diff(np.diff(plain)[rising]) < 0).all()
+
+
+def test_the_lectures_natural_steps_end_where_the_other_action_has_no_probability_left():
+    steps = np.diff(two_action_example(step_size=0.1)[1])
+    np.testing.assert_allclose(steps[:70], 9.9, rtol=1e-9)
+    assert (steps[-10:] == 0.0).all()
 
 
 def test_without_a_future_one_step_is_enough():
