@@ -171,14 +171,16 @@ def natural_gradient_step(problem: TrustRegionProblem, settings: TrustRegionSett
 def adapted_radius(radius: float, report: TrustRegionReport, bounds: tuple[float, float]) -> float:
     """The radius for the next step (Nocedal & Wright 2006, algorithm 4.1).
 
-    With ρ = improvement / gᵀs: halved for ρ < 1/4 or a step that found no improvement, doubled for ρ > 3/4 if
-    the full step was taken. The radius is that of ½ sᵀFs, so that the step's length changes by sqrt(2).
+    With ρ = improvement / gᵀs: halved for ρ < 1/4, a step that found no improvement or one that led to something not
+    finite, doubled for ρ > 3/4 if the full step was taken. The radius is that of ½ sᵀFs, so that the step's length
+    changes by sqrt(2).
 
     :param report: of the last step; outcomes that say nothing of the radius leave it as it is
     :param bounds: the least and the greatest radius
     """
     accepted, expected = report.outcome is StepOutcome.ACCEPTED, report.expected_improvement
-    if report.outcome is StepOutcome.NO_IMPROVEMENT or (accepted and report.improvement < 0.25 * expected):
+    too_long = report.outcome in (StepOutcome.NO_IMPROVEMENT, StepOutcome.NON_FINITE_STEP)
+    if too_long or (accepted and report.improvement < 0.25 * expected):
         radius = 0.5 * radius
     elif accepted and report.improvement > 0.75 * expected and report.fraction == 1.0:
         radius = 2.0 * radius

@@ -302,7 +302,8 @@ def test_a_radius_of_zero_is_an_outcome_without_a_product(step):
         ("no_improvement", -1.0, 0.0, 0.5),
         ("undone", 0.9, 1.0, 1.0),
         ("zero_gradient", math.nan, 0.0, 1.0),
-        ("non_finite_step", math.nan, 0.0, 1.0),
+        ("non_finite_step", math.nan, 0.0, 0.5),
+        ("non_finite_gradient", math.nan, 0.0, 1.0),
     ],
 )
 def test_the_radius_follows_the_ratio_of_actual_to_expected_improvement(outcome, ratio, fraction, factor):

@@ -55,6 +55,7 @@ class NaturalGradientExt(OnPolicyExt):
         self.adaptive_radius = adaptive_radius
         self.radius_bounds = radius_bounds
         self.radius: float | None = None
+        self._radius_began_at: float | None = None
 
     def _setup_model(self) -> None:
         d = averaged_dimensions(self.action_space) if self.kl_reduction == "sum" else 1
@@ -64,8 +65,9 @@ class NaturalGradientExt(OnPolicyExt):
             self.cg_damping = 0.1 * d
         self.target_kl = schedule_of("target_kl", self.target_kl)
         super()._setup_model()
-        if self.adaptive_radius and self.radius is None:
-            self.radius = self._first_radius
+        # an archive goes on from its radius, unless load() was given another one to start from
+        if self.adaptive_radius and self._radius_began_at != self._first_radius:
+            self.radius = self._radius_began_at = self._first_radius
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -114,6 +114,29 @@ def test_an_adaptive_radius_grows_where_the_model_is_good_and_is_saved(algorithm
 
 
 @BOTH
+def test_loading_with_another_radius_starts_from_it(algorithm, tmp_path):
+    model = make(algorithm, adaptive_radius=True, target_kl=0.004).learn(64)
+    model.save(tmp_path / "model")
+
+    def loaded(**arguments):
+        return algorithm.load(tmp_path / "model", env=limited(Walk()), device="cpu", **arguments)
+
+    assert model.radius == loaded().radius == loaded(target_kl=0.004).radius == 0.008
+    assert loaded(fisher="identity").radius == 0.01
+    other = loaded(target_kl=0.5)
+    assert other.radius == 0.5
+    other.learn(64)
+    assert other.report.target_kl == 0.5
+
+
+def test_an_adaptive_radius_shrinks_where_the_full_step_leads_to_something_not_finite():
+    model = make(adaptive_radius=True, target_kl=1e30, radius_bounds=(1e-3, 1e30))
+    with pytest.warns(UserWarning, match="update skipped: NaN, infinite or huge step"):
+        model.learn(64)
+    assert model.radius == 5e29
+
+
+@BOTH
 def test_an_adaptive_radius_shrinks_where_the_model_is_bad_and_stays_within_bounds(algorithm, monkeypatch):
     model = make(algorithm, adaptive_radius=True, target_kl=0.01, radius_bounds=[0.004, 0.02])
     problem_of = model._policy_problem
