@@ -15,6 +15,9 @@ SB3_CONTRIB_SETTINGS: dict[str, Any] = {
 }
 """What sb3_contrib.TRPO does, in our words."""
 
+FOREIGN = {"sb3_contrib.TRPO": "cg_damping", "PPO": "clip_range"}
+"""By the algorithm that saved it, a name that its archives have and each other's lack."""
+
 OURS = frozenset(("kl_reduction", "critic", "outcome_counts", "chunk_size"))
 """Some names that only our archives have."""
 
@@ -29,3 +32,9 @@ def saved_names(path: Any) -> set[str]:
     finally:
         # a file of the user's is left as it came
         file.seek(position) if file is path else file.close()
+
+
+def saved_by(path: Any) -> str | None:
+    """Which of the ``FOREIGN`` algorithms saved a model; None if we or another one did."""
+    names = saved_names(path)
+    return next((by for by, name in FOREIGN.items() if name in names and names.isdisjoint(OURS)), None)

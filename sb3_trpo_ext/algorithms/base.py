@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_trpo_ext.algorithms.archives import OURS, saved_names
+from sb3_trpo_ext.algorithms.archives import saved_by
 from sb3_trpo_ext.algorithms.arguments import (
     KEYWORDS_WITHOUT_EFFECT,
     CriticChoice,
@@ -46,8 +46,8 @@ class OnPolicyExt(Updating):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
 
-    foreign_settings: ClassVar[dict[str, Any]] = {}
-    """Attributes that an archive of another library's counterpart gets when it is loaded."""
+    foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {}
+    """Attributes that a foreign archive gets when it is loaded, by :func:`~sb3_trpo_ext.algorithms.archives.saved_by`."""
 
     def __init__(
         self,
@@ -168,12 +168,11 @@ class OnPolicyExt(Updating):
     def load(cls: type[SelfOnPolicyExt], path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> SelfOnPolicyExt:
         """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
 
-        An archive that sb3_contrib.TRPO (or SB3's PPO) saved goes on as it was, as far as the algorithms are the
-        same: KL on its scale, its critic fit, any improvement accepted. Keyword arguments override that.
+        An archive that sb3_contrib.TRPO saved goes on as it was, as far as the algorithms are the same: KL on its
+        scale, its critic fit, any improvement accepted. Of one of SB3's PPO, ``target_kl`` was the early stop, and is
+        the default of ours. Keyword arguments override that.
         """
-        if saved_names(path).isdisjoint(OURS):
-            kwargs = {**cls.foreign_settings, **kwargs}
-        return super().load(path, env, *args, **kwargs)
+        return super().load(path, env, *args, **{**cls.foreign_settings.get(saved_by(path), {}), **kwargs})
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "report"]

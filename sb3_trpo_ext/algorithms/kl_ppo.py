@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_trpo_ext.algorithms.archives import FOREIGN
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import require_choice, require_count, require_real, schedule_of, scheduled, with_keywords_of
@@ -46,8 +47,7 @@ class KLPPOExt(OnPolicyExt):
     :raises ValueError: for a value that cannot work
     """
 
-    foreign_settings: ClassVar[dict[str, Any]] = {"target_kl": 0.01}
-    """SB3's PPO means its early stop by this name."""
+    foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {by: {"target_kl": 0.01} for by in FOREIGN}
 
     target_kl: float | Schedule | None
 

@@ -22,7 +22,10 @@ _ADAPTIVE_RANGE = 10.0
 class NaturalGradientExt(OnPolicyExt):
     """An algorithm whose policy step is along (F + λI)⁻¹g. Arguments as in :class:`~sb3_trpo_ext.TRPOExt`."""
 
-    foreign_settings: ClassVar[dict[str, Any]] = SB3_CONTRIB_SETTINGS
+    foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {
+        "sb3_contrib.TRPO": SB3_CONTRIB_SETTINGS,
+        "PPO": {"target_kl": None},
+    }
 
     target_kl: float | Schedule
     cg_damping: float

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_trpo_ext import KLPPOExt
+from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
 from tests.envs import Walk, limited
 
 FAST = dict(n_steps=64, batch_size=32, seed=0, device="cpu")
@@ -108,11 +108,26 @@ def test_how_it_is_going_to_train_is_printed(capsys):
     assert "beta 1, adapted towards a KL(old || new) of 0.01 nats" in out and "beta 3, fixed" in out
 
 
-def test_an_archive_of_ppo_goes_on(tmp_path):
+@pytest.fixture(scope="module")
+def ppo(tmp_path_factory):
     env = gym.make("Pendulum-v1")
-    ppo = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=3, target_kl=0.7, seed=0, device="cpu").learn(64)
-    ppo.save(tmp_path / "ppo")
-    loaded = KLPPOExt.load(tmp_path / "ppo", env=env, device="cpu")
-    assert th.equal(flat(loaded), flat(ppo)) and (loaded.n_epochs, loaded.target_kl) == (3, 0.01)
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=3, target_kl=0.7, seed=0, device="cpu").learn(64)
+    path = tmp_path_factory.mktemp("models") / "ppo"
+    model.save(path)
+    return model, path
+
+
+def test_an_archive_of_ppo_goes_on(ppo):
+    model, path = ppo
+    loaded = KLPPOExt.load(path, env=gym.make("Pendulum-v1"), device="cpu")
+    assert th.equal(flat(loaded), flat(model)) and (loaded.n_epochs, loaded.target_kl) == (3, 0.01)
     loaded.learn(64, reset_num_timesteps=False)
     assert loaded.outcome_counts == {"accepted": 1}
+
+
+@pytest.mark.parametrize("algorithm", [TRPOExt, NPGExt])
+def test_the_early_stop_of_ppo_is_no_trust_region(ppo, algorithm):
+    _, path = ppo
+    loaded = algorithm.load(path, env=gym.make("Pendulum-v1"), device="cpu")
+    assert (loaded.target_kl, loaded.kl_reduction) == (0.01, "sum")
+    assert algorithm.load(path, device="cpu", target_kl=0.3).target_kl == 0.3
