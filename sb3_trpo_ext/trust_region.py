@@ -44,21 +44,21 @@ class TrustRegionProblem(Protocol):
 class TrustRegionReport(StepReport):
     """What one trust-region or natural gradient step did.
 
-    :param target_kl: δ, the bound
+    :param target_kl: δ, the bound; None if there is none
     :param predicted_kl: ½ sᵀFs of the full step s, undamped; NaN for the L2 ball
     :param candidate_kl: KL at the last candidate tried, accepted or not
     :param fraction: of the full step that was taken
-    :param backtracks: candidates refused
+    :param backtracks: candidates refused; None without a search
     :param cg_status: how the solve ended
     :param cg_iterations: Fisher products spent
     :param cg_residual: ‖g − (F + λI)x‖ / ‖g‖
     """
 
-    target_kl: float
+    target_kl: float | None
     predicted_kl: float = math.nan
     candidate_kl: float = math.nan
     fraction: float = 0.0
-    backtracks: int = 0
+    backtracks: int | None = None
     cg_status: CGStatus | None = None
     cg_iterations: int = 0
     cg_residual: float = math.nan
@@ -73,6 +73,7 @@ class TrustRegionSettings:
     """δ, λ and the limits of the solve and the search; names as in :class:`TRPOExt` and :class:`NPGExt`."""
 
     target_kl: float
+    """math.inf where another radius or ``step_size`` takes its place."""
     step_radius: float | None = None
     """½ sᵀ(F + λI)s of the full step, where F is not the KL's Hessian; None: ``target_kl``."""
     step_size: float | None = None
@@ -101,6 +102,7 @@ def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings
     theta_old = problem.parameters.read()
     objective_old, g = problem.gradient()
     proposal, report = propose_step(problem, objective_old, g, settings)
+    report = replace(report, backtracks=0)
     if proposal is None:
         return report
     step, gain = proposal
@@ -207,7 +209,7 @@ def propose_step(
     report = TrustRegionReport(
         outcome=StepOutcome.ZERO_RADIUS,
         objective=objective_old,
-        target_kl=settings.target_kl,
+        target_kl=settings.target_kl if math.isfinite(settings.target_kl) else None,
         gradient_norm=float(g.double().norm()),
     )
     reason = obstacle(objective_old, report.gradient_norm)

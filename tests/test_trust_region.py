@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch as th
@@ -226,7 +227,7 @@ def test_without_backtracking_the_natural_gradient_step_is_the_trust_region_step
         chosen = TrustRegionSettings(1.0, step_radius=1e-6, cg_damping=0.1)
     problems = [problem_of(case.policy(), advantages=advantages, fisher=fisher) for _ in range(2)]
     searched, taken = trust_region_step(problems[0], chosen), natural_gradient_step(problems[1], chosen)
-    assert searched.backtracks == 0 and searched == taken
+    assert searched.backtracks == 0 and replace(searched, backtracks=None) == taken
     assert th.equal(*(problem.parameters.read() for problem in problems))
 
 

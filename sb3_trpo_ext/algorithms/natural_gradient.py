@@ -126,9 +126,11 @@ class NaturalGradientExt(OnPolicyExt):
             least, greatest = self.radius_bounds or (first / _ADAPTIVE_RANGE, first * _ADAPTIVE_RANGE)
             self.radius = adapted_radius(self.radius, report, (least, greatest))
 
+    def _describe_length(self) -> str:
+        return f"1/2 |s|^2 = {self.step_radius:g}" if self.fisher == "identity" else f"damping {self.cg_damping:g}"
+
     def _describe(self) -> str:
-        ball = f"; 1/2 |s|^2 = {self.step_radius:g}" if self.fisher == "identity" else f"; damping {self.cg_damping:g}"
         return (
-            f"KL(old || new), {self.kl_reduction} over {averaged_dimensions(self.action_space)} action dimension(s)"
-            f"{ball}; Fisher: {self.fisher}. {super()._describe()}"
+            f"KL(old || new), {self.kl_reduction} over {averaged_dimensions(self.action_space)} action dimension(s); "
+            f"{self._describe_length()}; Fisher: {self.fisher}. {super()._describe()}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -10,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_trpo_ext.algorithms.natural_gradient import NaturalGradientExt
 from sb3_trpo_ext.checks import require_real, with_keywords_of
 from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.steps import StepReport
 from sb3_trpo_ext.trust_region import TrustRegionReport, natural_gradient_step
 
 
@@ -53,13 +56,31 @@ class NPGExt(NaturalGradientExt):
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
         choices = super().keywords_without_effect()
-        if self.step_size is None:
-            return choices
-        return {**choices, f"step_size={self.step_size!r}": ("target_kl", "step_radius", "adaptive_radius")}
+        if self.step_size is not None:
+            return {**choices, f"step_size={self.step_size!r}": ("target_kl", "step_radius", "adaptive_radius")}
+        if self.fisher == "identity":
+            choices["fisher='identity'"] += ("target_kl",)
+        return choices
+
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether δ has a part in the step."""
+        return self.step_size is None and self.fisher != "identity"
 
     def _update_policy(self, problem: PolicyProblem) -> TrustRegionReport:
-        return natural_gradient_step(problem, self._step_settings(step_size=self.step_size))
+        settings = self._step_settings(step_size=self.step_size)
+        return natural_gradient_step(problem, settings if self._is_bounded else replace(settings, target_kl=math.inf))
+
+    def _adapt(self, report: StepReport) -> None:
+        if self.step_size is None:
+            super()._adapt(report)
+
+    def _describe_length(self) -> str:
+        length = super()._describe_length()
+        if self.step_size is None:
+            return length
+        return f"step size {self.step_size:g}" + (f", {length}" if self.fisher != "identity" else "")
 
     def _describe(self) -> str:
-        size = f"{self.target_kl} nats of" if self.step_size is None else f"step size {self.step_size:g};"
-        return f"Natural gradient: {size} {super()._describe()}"
+        size = f"{self.target_kl} nats of " if self._is_bounded else ""
+        return f"{'Plain' if self.fisher == 'identity' else 'Natural'} gradient: {size}{super()._describe()}"

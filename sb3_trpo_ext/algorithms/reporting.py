@@ -15,6 +15,7 @@ from sb3_trpo_ext.observations import leaves
 from sb3_trpo_ext.sampling.actor import LARGEST_USABLE
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.steps import StepOutcome, StepReport
+from sb3_trpo_ext.trust_region import TrustRegionReport
 
 LARGEST_RETURN = 1e10
 """Beyond this, one reward would take the critic so far from all others that it does not come back."""
@@ -49,13 +50,18 @@ def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> s
 
 
 def record_policy_step(logger: Logger, report: StepReport) -> None:
-    """The keys of sb3_contrib.TRPO, with their meaning, and what lets a person judge this kind of step."""
+    """The keys of sb3_contrib.TRPO, with their meaning, and what lets a person judge this kind of step.
+
+    What a step does not have is not logged: None, and the success of a search where nothing is searched for.
+    """
     logger.record("train/policy_objective", report.objective)
     logger.record("train/kl_divergence_loss", report.kl)
-    logger.record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
+    if isinstance(report, TrustRegionReport) and report.backtracks is not None:
+        logger.record("train/is_line_search_success", float(report.outcome is StepOutcome.ACCEPTED))
     for field in fields(report):
-        if field.name not in _LOGGED_ELSEWHERE:
-            logger.record(f"trust_region/{field.name}", getattr(report, field.name))
+        value = getattr(report, field.name)
+        if value is not None and field.name not in _LOGGED_ELSEWHERE:
+            logger.record(f"trust_region/{field.name}", value)
 
 
 def record_explained_variance(logger: Logger, buffer: RolloutBuffer) -> None:

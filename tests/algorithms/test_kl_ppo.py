@@ -10,6 +10,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
+from sb3_trpo_ext.algorithms import kl_ppo
+from sb3_trpo_ext.kl_penalty import KLPenaltySettings, kl_penalty_step
 from tests.envs import Walk, limited
 
 FAST = dict(n_steps=64, batch_size=32, seed=0, device="cpu")
@@ -40,6 +42,8 @@ def test_beta_is_halved_while_the_policy_hardly_moves_and_doubled_where_it_runs_
 def test_beta_without_a_target_stays():
     model = make(beta=0.7, target_kl=None).learn(192)
     assert model.beta == model.report.beta == 0.7 and model.report.target_kl is None
+    log = model.logger.name_to_value
+    assert "trust_region/target_kl" not in log and "train/is_line_search_success" not in log
 
 
 def test_a_larger_beta_holds_the_policy_back():
@@ -59,6 +63,20 @@ def test_beta_and_a_schedule_of_its_target_are_saved(tmp_path):
 def test_max_kl_ends_the_epochs_early():
     model = make(max_kl=0.005, learning_rate=3e-3, n_epochs=50, target_kl=None, beta=0.0).learn(64)
     assert model.report.epochs < 50 and model.outcome_counts == {"accepted": 1}
+
+
+def test_every_keyword_reaches_the_step(monkeypatch):
+    seen = []
+
+    def watched(problem, optimizer, settings):
+        seen.append(settings)
+        return kl_penalty_step(problem, optimizer, settings)
+
+    monkeypatch.setattr(kl_ppo, "kl_penalty_step", watched)
+    own = dict(n_epochs=3, batch_size=16, max_grad_norm=0.3, max_kl=0.2, kl_estimator="sample")
+    make(beta=0.7, target_kl="lin_0.02", **own).learn(128)
+    assert seen[0] == KLPenaltySettings(beta=0.7, target_kl=0.01, **own)
+    assert all(getattr(seen[0], name) != getattr(KLPenaltySettings(beta=1.0), name) for name in own)
 
 
 def test_both_estimators_of_the_penalty_train():

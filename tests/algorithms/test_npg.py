@@ -43,14 +43,14 @@ def test_a_fixed_step_size():
 
 @BOTH
 def test_the_l2_ball(algorithm):
-    model = make(algorithm, fisher="identity", step_radius=1e-4, target_kl=0.5).learn(64)
+    model = make(algorithm, fisher="identity", step_radius=1e-4).learn(64)
     assert model.outcome_counts == {"accepted": 1} and model.report.cg_iterations == 1
     assert 0.5 * model.report.step_norm**2 == pytest.approx(1e-4, rel=1e-4)
 
 
 def test_in_the_l2_ball_trpo_tests_the_kl_and_npg_logs_it():
-    ball = dict(fisher="identity", step_radius=0.05, target_kl=1e-3)
-    trpo = make(TRPOExt, line_search_max_iter=40, **ball).learn(64).report
+    ball = dict(fisher="identity", step_radius=0.05)
+    trpo = make(TRPOExt, line_search_max_iter=40, target_kl=1e-3, **ball).learn(64).report
     npg = make(NPGExt, **ball).learn(64).report
     assert trpo.backtracks > 0 and 0 < trpo.kl <= 1e-3 < npg.kl
 
@@ -183,6 +183,7 @@ def test_step_sizes_that_cannot_work_are_refused(step_size):
     "arguments, message",
     [
         (dict(fisher="identity", cg_damping=0.3), "fisher='identity' makes no use of cg_damping=0.3"),
+        (dict(fisher="identity", target_kl=0.3), "fisher='identity' makes no use of target_kl=0.3"),
         (dict(step_radius=0.3), "fisher='auto' makes no use of step_radius=0.3"),
         (dict(radius_bounds=(0.1, 1)), "adaptive_radius=False makes no use of radius_bounds"),
         (dict(step_size=0.1, target_kl=0.3), "step_size=0.1 makes no use of target_kl=0.3"),
@@ -198,7 +199,28 @@ def test_keywords_without_effect_are_named(arguments, message):
 def test_how_the_step_is_made_is_printed(capsys):
     make(verbose=1, target_kl=0.03)
     make(verbose=1, step_size=0.2)
-    make(verbose=1, target_kl="lin_0.03", fisher="identity")
+    make(verbose=1, target_kl="lin_0.03")
     out = capsys.readouterr().out
-    for part in ("Natural gradient: 0.03 nats", "step size 0.2", "LinearSchedule(start=0.03", "1/2 |s|^2 = 0.01"):
+    for part in ("Natural gradient: 0.03 nats", "step size 0.2, damping 0.2;", "LinearSchedule(start=0.03"):
         assert part in out
+    make(verbose=1, fisher="identity")
+    make(verbose=1, fisher="identity", step_size=0.2)
+    out = capsys.readouterr().out
+    for part in ("Plain gradient: KL(old || new)", "; 1/2 |s|^2 = 0.01; Fisher", "; step size 0.2; Fisher"):
+        assert part in out
+    assert "nats" not in out
+
+
+@pytest.mark.parametrize("arguments", [dict(fisher="identity"), dict(step_size=0.1), dict(step_size=0.1, fisher="identity")])
+def test_a_bound_that_has_no_part_in_the_step_is_not_reported(arguments):
+    model = make(**arguments).learn(64)
+    assert model.outcome_counts == {"accepted": 1} and model.report.target_kl is None
+    assert "trust_region/target_kl" not in model.logger.name_to_value
+
+
+@BOTH
+def test_the_success_of_a_search_is_logged_where_there_is_one(algorithm):
+    log = make(algorithm).learn(64).logger.name_to_value
+    searches = algorithm is TRPOExt
+    assert ("train/is_line_search_success" in log) == ("trust_region/backtracks" in log) == searches
+    assert log["trust_region/target_kl"] > 0
