@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
@@ -47,6 +48,19 @@ def require_real(
     inside = is_number and (low < value if open_below else low <= value) and (value < high if open_above else value <= high)
     bounds = f"{'(' if open_below else '['}{low:g}, {high:g}{')' if open_above or high == math.inf else ']'}"
     require(name, value, inside, f"a number in {bounds}")
+
+
+def positive_interval(name: str, value: Any) -> tuple[float, float]:
+    """A pair of numbers, 0 < least <= greatest.
+
+    :raises ValueError: for anything else
+    """
+    is_pair = np.ndim(value) == 1 and len(value) == 2
+    require(name, value, is_pair, "two numbers, 0 < least <= greatest")
+    for i in range(2):
+        require_real(f"{name}[{i}]", value[i], 0.0, open_below=True)
+    require(name, value, value[0] <= value[1], "two numbers, 0 < least <= greatest")
+    return float(value[0]), float(value[1])
 
 
 def constant_of(value: Any) -> Any:

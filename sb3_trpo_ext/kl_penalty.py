@@ -15,6 +15,7 @@ from sb3_trpo_ext.trust_region import TrustRegionProblem
 
 KLEstimator = Literal["analytic", "sample"]
 
+# a β that is 0 or infinite would not come back
 _BETA_BOUNDS = (1e-6, 1e6)
 
 
@@ -112,9 +113,13 @@ def _loss(means: MinibatchMeans, settings: KLPenaltySettings) -> th.Tensor:
 
 
 def adapted_beta(beta: float, kl: float, target_kl: float) -> float:
-    """β for the next step (Schulman et al. 2017, section 4): doubled for KL > 1.5 δ, halved for KL < δ / 1.5."""
+    """β for the next step (Schulman et al. 2017, section 4): doubled for KL > 1.5 δ, halved for KL < δ / 1.5.
+
+    Within 1e-6 to 1e6; a β outside, which a user may start from, is only moved towards this range.
+    """
+    least, greatest = _BETA_BOUNDS
     if kl > 1.5 * target_kl:
-        beta = 2.0 * beta
-    elif kl < target_kl / 1.5:
-        beta = 0.5 * beta
-    return min(max(beta, _BETA_BOUNDS[0]), _BETA_BOUNDS[1])
+        return max(beta, min(2.0 * beta, greatest))
+    if kl < target_kl / 1.5:
+        return min(beta, max(0.5 * beta, least))
+    return beta

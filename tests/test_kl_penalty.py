@@ -190,6 +190,13 @@ def test_beta_is_doubled_above_and_halved_below(kl, expected):
     assert adapted_beta(1.0, kl, 0.01) == expected
 
 
+@pytest.mark.parametrize(
+    "beta, too_far, on_target, too_near", [(1e8, 1e8, 1e8, 5e7), (1e-9, 2e-9, 1e-9, 1e-9), (9e5, 1e6, 9e5, 4.5e5)]
+)
+def test_beta_never_moves_against_its_direction(beta, too_far, on_target, too_near):
+    assert [adapted_beta(beta, kl, 0.01) for kl in (0.1, 0.01, 0.001)] == [too_far, on_target, too_near]
+
+
 def test_beta_stays_in_a_range_that_it_comes_back_from():
     beta = 1.0
     for _ in range(2000):

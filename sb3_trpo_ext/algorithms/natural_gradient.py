@@ -11,7 +11,16 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trpo_ext.algorithms.archives import SB3_CONTRIB_SETTINGS
 from sb3_trpo_ext.algorithms.arguments import averaged_dimensions
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
-from sb3_trpo_ext.checks import require, require_choice, require_count, require_real, schedule_of, scheduled, with_keywords_of
+from sb3_trpo_ext.checks import (
+    positive_interval,
+    require,
+    require_choice,
+    require_count,
+    require_real,
+    schedule_of,
+    scheduled,
+    with_keywords_of,
+)
 from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction
 from sb3_trpo_ext.steps import StepReport
 from sb3_trpo_ext.trust_region import TrustRegionReport, TrustRegionSettings, adapted_radius
@@ -56,7 +65,7 @@ class NaturalGradientExt(OnPolicyExt):
         self.kl_reduction = kl_reduction
         self.step_radius = step_radius
         self.adaptive_radius = adaptive_radius
-        self.radius_bounds = radius_bounds
+        self.radius_bounds = None if radius_bounds is None else positive_interval("radius_bounds", radius_bounds)
         self.radius: float | None = None
         self._radius_began_at: float | None = None
 
@@ -84,9 +93,10 @@ class NaturalGradientExt(OnPolicyExt):
         for name in ("cg_max_steps", "sub_sampling_factor"):
             require_count(name, getattr(self, name))
         if self.radius_bounds is not None:
-            bounds = self.radius_bounds
-            ordered = isinstance(bounds, Sequence) and len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
-            require("radius_bounds", bounds, ordered, "two numbers, 0 < least <= greatest")
+            least, greatest = self.radius_bounds = positive_interval("radius_bounds", self.radius_bounds)
+            if self.adaptive_radius:
+                first, bounds = self._first_radius, self.radius_bounds
+                require("radius_bounds", bounds, least <= first <= greatest, f"around {first:g}, the radius to start from")
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
         other = ("cg_damping", "cg_max_steps", "sub_sampling_factor") if self.fisher == "identity" else ("step_radius",)

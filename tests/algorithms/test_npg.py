@@ -1,7 +1,9 @@
 """NPGExt, and what it shares with TRPOExt: step sizes, the L2 ball, schedules and adaptation of the radius."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
@@ -164,13 +166,44 @@ def test_a_schedule_and_adaptation_at_once_are_refused(algorithm):
 @pytest.mark.parametrize(
     "arguments",
     [dict(step_radius=0.0, fisher="identity"), dict(radius_bounds=(0.1,), adaptive_radius=True)]
-    + [dict(radius_bounds=bad, adaptive_radius=True) for bad in ((0.0, 1.0), (0.2, 0.1), 0.1)],
+    + [dict(radius_bounds=bad, adaptive_radius=True) for bad in ((0.2, 0.1), 0.1, "ab", {0.1, 0.2}, (0.05, 0.1))],
     ids=str,
 )
 def test_values_that_cannot_work_are_refused_by_name(algorithm, arguments):
     name, value = next(iter(arguments.items()))
     with pytest.raises(ValueError, match=rf"{name} must be .*got {re.escape(repr(value))}"):
         make(algorithm, **arguments)
+
+
+@pytest.mark.parametrize("bad", [0.0, "0.1", float("inf"), float("nan"), None])
+def test_a_bound_of_the_radius_that_is_no_number_is_refused(bad):
+    with pytest.raises(ValueError, match=rf"radius_bounds\[1\] must be a number in \(0, inf\), got {bad!r}"):
+        make(radius_bounds=(0.01, bad), adaptive_radius=True)
+
+
+def test_bounds_of_the_radius_may_be_an_array_and_are_checked_when_loading(tmp_path):
+    model = make(radius_bounds=np.array([0.005, 0.02]), adaptive_radius=True)
+    assert model.radius_bounds == (0.005, 0.02)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"radius_bounds must be around 0.5, the radius to start from, got \(0.005, 0.02\)"):
+        NPGExt.load(tmp_path / "model", device="cpu", target_kl=0.5)
+    assert NPGExt.load(tmp_path / "model", device="cpu", target_kl=0.5, radius_bounds=[0.1, 1]).radius_bounds == (0.1, 1.0)
+
+
+@BOTH
+def test_by_default_the_radius_stays_within_a_tenth_and_ten_times_the_first(algorithm):
+    model = make(algorithm, adaptive_radius=True, target_kl=0.004).learn(64)
+    for improvement, end in ((1.0, 0.04), (-1.0, 0.0004)):
+        for _ in range(10):
+            model._adapt(replace(model.report, expected_improvement=1.0, improvement=improvement))
+        assert model.radius == pytest.approx(end)
+
+
+def test_with_a_fixed_step_size_no_radius_adapts():
+    with pytest.warns(UserWarning, match="makes no use of adaptive_radius=True"):
+        model = make(step_size=0.01, adaptive_radius=True)
+    start = model.radius
+    assert model.learn(64).radius == start
 
 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), "1"])
