@@ -146,13 +146,17 @@ def gradient_ascent(
 
     :param policy: moved at every step
     :param step_size: α, for ρ unnormalised; or α_k as a function of k = 0, 1, …
+    :raises ValueError: for a step size that is negative or no number
     """
+    if not callable(step_size):
+        require_real("step_size", step_size, 0.0)
     n_states = mdp.shape[0]
     parameters = parameters_of(policy, n_states)
     step_sizes = map(step_size, count()) if callable(step_size) else repeat(step_size)
 
     def step(old: PolicyValues) -> Iterate:
         alpha = next(step_sizes)
+        require_real("step_size", alpha, 0.0)
         parameters.write(parameters.read() + th.as_tensor(alpha * direction(policy, old)))
         return _moved(mdp, old, probabilities(policy, n_states), step=alpha)
 

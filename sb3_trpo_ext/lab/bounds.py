@@ -1,7 +1,7 @@
 """How far apart two policies are, and what that says of their returns: the theory of TRPO's section 2 and 3.
 
 Policies are arrays π(a|s) of shape (S, A); functions of distributions take any arrays whose last axis is
-the probability space.
+the probability space, and refuse what are none with a ValueError.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_trpo_ext.checks import require, require_count
+from sb3_trpo_ext.checks import require, require_count, require_real
 from sb3_trpo_ext.lab.mdp import FiniteMDP, PolicyValues, as_distributions
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """‖p − q‖_TV = ½ Σ_x |p(x) − q(x)| (notes, proposition 1; survey, eq. 34)."""
-    return 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum(axis=-1)
+    p, q = _pair(p, q)
+    return 0.5 * np.abs(p - q).sum(axis=-1)
 
 
 def total_variation_over_events(p: np.ndarray, q: np.ndarray) -> float:
     """‖p − q‖_TV = sup_B |p(B) − q(B)| by trying every event B (notes, the definition); p and q are (n,), n ≤ 20."""
+    p, q = _pair(p, q)
     n = len(p)
     require("the number of outcomes", n, n <= 20, "at most 20, as there are 2ⁿ events")
     events = np.arange(2**n)[:, None] >> np.arange(n) & 1
-    return float(np.abs(events @ (np.asarray(p) - np.asarray(q))).max())
+    return float(np.abs(events @ (p - q)).max())
 
 
 def maximal_coupling(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -32,7 +34,7 @@ def maximal_coupling(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
     X = Y as often as can be, min(p, q) on the diagonal; what is left over is drawn independently.
     """
-    p, q = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
+    p, q = _pair(p, q)
     common = np.minimum(p, q)
     rest = np.outer(p - common, q - common)
     return np.diag(common) + (rest / (p - common).sum() if rest.any() else rest)
@@ -40,11 +42,16 @@ def maximal_coupling(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 def kl_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """KL(p ‖ q) = Σ_x p(x) log(p(x)/q(x)), in nats (lecture, "KL-divergence"); infinite where q lacks p's support."""
-    p, q = np.broadcast_arrays(p, q)
+    p, q = _pair(p, q)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         terms = np.where(p > 0.0, p * np.log(p / q), 0.0)
     # of equal distributions nothing but rounding is left, which has either sign
     return np.maximum(terms.sum(axis=-1), 0.0)
+
+
+def _pair(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shape = np.shape(p)
+    return as_distributions("p", p, shape), as_distributions("q", q, shape)
 
 
 class Divergence(NamedTuple):
@@ -130,6 +137,7 @@ def mixture(pi: np.ndarray, pi_prime: np.ndarray, alpha: float) -> np.ndarray:
 def mixture_lower_bound(old: PolicyValues, pi_prime: np.ndarray, alpha: float) -> float:
     """η(π_new) ≥ L_π(π_new) − 2εγα² / ((1 − γ(1 − α))(1 − γ)), ε = max_s |E_{a∼π'} A_π(s, a)|, for the mixture of π
     with π' (survey, eq. 32; Kakade & Langford 2002, theorem 4.1)."""
+    require_real("alpha", alpha, 0.0, 1.0)
     require("gamma", old.gamma, old.gamma < 1.0, "below 1: the bound is on the discounted return")
     gain, gamma = expected_advantage(old, pi_prime), old.gamma
     penalty = 2.0 * np.abs(gain).max() * gamma * alpha**2 / ((1.0 - gamma * (1.0 - alpha)) * (1.0 - gamma))

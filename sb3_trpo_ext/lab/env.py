@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from torch import nn
 
-from sb3_trpo_ext.checks import require
+from sb3_trpo_ext.checks import require, require_count
 from sb3_trpo_ext.lab.mdp import FiniteMDP, as_distributions
 from sb3_trpo_ext.objectives import SinglePathSurrogate
 from sb3_trpo_ext.policy_problem import FisherChoice, PolicyProblem
@@ -40,10 +40,13 @@ class FiniteMDPEnv(gym.Env[int, int]):
 
         :raises ValueError: for a state (in :meth:`step`, an action) that the MDP does not have
         """
+        options = options or {}
+        if "state" in options:
+            state = options["state"]
+            require("state", state, self.observation_space.contains(state), f"in {self.observation_space}")
         super().reset(seed=seed)
         start = int(self.np_random.choice(len(self.mdp.rho0), p=self.mdp.rho0))
-        self.state = start if options is None else options.get("state", start)
-        require("state", self.state, self.observation_space.contains(self.state), f"in {self.observation_space}")
+        self.state = options.get("state", start)
         return self.state, {}
 
     def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
@@ -77,10 +80,17 @@ def sample_transitions(
     """What E independent copies of :class:`FiniteMDPEnv` would see under π, all at once.
 
     :param start: s₀ of each walker, (E,); from ρ₀ if None
+    :raises ValueError: for no steps or walkers, or naming the first start that the MDP does not have
     """
+    require_count("n_steps", n_steps)
+    require_count("n_walkers", n_walkers)
     pi = as_distributions("pi", pi, mdp.shape)
     restart = np.ones(n_walkers, dtype=bool)
     states = _draw(np.tile(mdp.rho0, (n_walkers, 1)), rng) if start is None else np.asarray(start)
+    require("start's shape", states.shape, states.shape == (n_walkers,), f"({n_walkers},)")
+    for e in np.flatnonzero(~np.isin(states, np.arange(len(mdp.rho0)))):
+        require(f"start[{e}]", states[e].item(), False, f"a state from 0 to {len(mdp.rho0) - 1}")
+    states = states.astype(int)
     steps = []
     for _ in range(n_steps):
         actions = _draw(pi[states], rng)

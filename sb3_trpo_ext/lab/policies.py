@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_trpo_ext.checks import require, require_choice
 from sb3_trpo_ext.lab.bounds import divergence, surrogate
-from sb3_trpo_ext.lab.mdp import FiniteMDP, PolicyValues, evaluate
+from sb3_trpo_ext.lab.mdp import FiniteMDP, PolicyValues, as_distributions, evaluate
 from sb3_trpo_ext.numerics.curvature import AutogradLinearization
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.trust_region import Evaluation
@@ -72,7 +72,10 @@ def log_probabilities(policy: nn.Module, n_states: int) -> th.Tensor:
 
     :raises ValueError: if the policy gives anything but S rows of logits
     """
-    logits = policy(th.arange(n_states))
+    try:
+        logits = policy(th.arange(n_states))
+    except IndexError as error:
+        raise ValueError(f"the policy must have logits for {n_states} states, got: {error}") from error
     require("the logits' shape", tuple(logits.shape), logits.ndim == 2 and len(logits) == n_states, f"({n_states}, A)")
     return th.log_softmax(logits.double(), dim=1)
 
@@ -151,7 +154,9 @@ def infinite_step_policy(pi: np.ndarray, f: np.ndarray, tolerance: float = 1e-9)
 
     :param tolerance: values of f this near to the largest are ties
     """
-    best = pi * (f >= f.max(axis=1, keepdims=True) - tolerance)
+    pi = as_distributions("pi", pi, np.shape(f))
+    # no step brings back a probability that has underflowed
+    best = pi * (f >= np.where(pi > 0.0, f, -np.inf).max(axis=1, keepdims=True) - tolerance)
     return best / best.sum(axis=1, keepdims=True)
 
 

@@ -190,6 +190,13 @@ def test_arguments_are_checked():
         trust_region_policy_iteration(mdp, even, 0.0)
     with pytest.raises(ValueError, match="constraint must be one of 'mean', 'max', got 'median'"):
         trust_region_policy_iteration(mdp, even, 0.1, "median")
+    policy = TabularSoftmax(np.zeros((2, 2)))
+    for bad in (np.nan, -0.1, "0.1"):
+        with pytest.raises(ValueError, match=r"step_size must be a number in \[0, inf\), got"):
+            gradient_ascent(mdp, policy, bad)
+    with pytest.raises(ValueError, match=r"step_size must be .*got nan"):
+        history(natural_policy_gradient(mdp, policy, lambda k: [0.1, np.nan][k]))
+    assert (policy.logits.detach().numpy() != 0.0).all() and np.isfinite(policy.logits.detach().numpy()).all()
 
 
 def test_policies_are_moved_in_place():

@@ -164,3 +164,24 @@ def test_arguments_are_checked():
         bounds.surrogate(evaluate(mdp, pi), np.full((3, 2), 0.5))
     with pytest.raises(ValueError, match="at most 20"):
         bounds.total_variation_over_events(np.ones(21) / 21, np.ones(21) / 21)
+    for alpha in (-1.0, 2.0, np.nan):
+        with pytest.raises(ValueError, match=r"alpha must be a number in \[0, 1\]"):
+            bounds.mixture_lower_bound(evaluate(mdp, pi), pi, alpha)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [bounds.total_variation, bounds.total_variation_over_events, bounds.maximal_coupling, bounds.kl_divergence],
+)
+@pytest.mark.parametrize(
+    "p, q, message",
+    [
+        ([0.5, 0.5], [1.0, 0.0, 0.0], r"q's shape must be \(2,\), got \(3,\)"),
+        ([0.5, 0.5], [1.0], r"q's shape must be \(2,\), got \(1,\)"),
+        ([5.0, 5.0], [0.5, 0.5], "the sum of p must be 1, got 10.0"),
+        ([0.5, 0.5], [1.5, -0.5], r"q\[1\] must be a probability, got -0.5"),
+    ],
+)
+def test_what_are_no_distributions_is_refused_by_name(function, p, q, message):
+    with pytest.raises(ValueError, match=message):
+        function(p, q)

@@ -33,7 +33,11 @@ def test_states_and_actions_that_are_not_there_are_refused():
     env = FiniteMDPEnv(random_mdp(4, 3))
     with pytest.raises(ValueError, match=r"state must be in Discrete\(4\), got 4"):
         env.reset(options={"state": 4})
-    env.reset(seed=0)
+    env.reset(seed=0, options={"state": 2})
+    bits = copy.deepcopy(env.np_random.bit_generator.state)
+    with pytest.raises(ValueError, match=r"state must be in Discrete\(4\), got 9"):
+        env.reset(seed=1, options={"state": 9})
+    assert env.state == 2 and env.np_random.bit_generator.state == bits
     with pytest.raises(ValueError, match=r"action must be in Discrete\(3\), got -1"):
         env.step(-1)
 
@@ -90,6 +94,24 @@ def test_walkers_see_what_the_environment_shows():
         frequency, expected = arrivals / arrivals.sum(), mdp.P[s, 1]
         assert (np.abs(frequency - expected) <= 4 * np.sqrt(expected / arrivals.sum())).all()
     assert 1 - batch.episode_starts[1:].mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0, 3), "n_steps must be an integer of at least 1, got 0"),
+        ((2, 0), "n_walkers must be an integer of at least 1, got 0"),
+        ((2, 3, [0, 9, 9]), r"start\[1\] must be a state from 0 to 3, got 9"),
+        ((2, 3, [0, -1, 0]), r"start\[1\] must be a state from 0 to 3, got -1"),
+        ((2, 3, [0.5, 0, 0]), r"start\[0\] must be a state from 0 to 3, got 0.5"),
+        ((2, 3, [1]), r"start's shape must be \(3,\), got \(1,\)"),
+    ],
+)
+def test_walks_that_cannot_be_are_refused(arguments, message):
+    n_steps, n_walkers, *start = arguments
+    rng, start = np.random.default_rng(0), start[0] if start else None
+    with pytest.raises(ValueError, match=message):
+        sample_transitions(random_mdp(4, 2), np.full((4, 2), 0.5), n_steps, n_walkers, rng, start=start)
 
 
 def test_trpo_on_it_comes_near_the_optimum():

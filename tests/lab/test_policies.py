@@ -160,6 +160,11 @@ def test_ties_share_the_infinite_step():
     np.testing.assert_allclose(infinite_step_policy(pi, np.array([[1.0, 1.0, 0.0]])), [[0.4, 0.6, 0.0]])
 
 
+def test_an_action_without_probability_stays_without():
+    pi = np.array([[0.0, 0.4, 0.6]])
+    np.testing.assert_array_equal(infinite_step_policy(pi, np.array([[2.0, 1.0, 0.0]])), [[0.0, 1.0, 0.0]])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_kakades_third_theorem(kind):
     mdp = random_mdp(4, 3, seed=3)
@@ -207,5 +212,8 @@ def test_the_exact_problem_is_a_trust_region_problem(constraint, index):
 def test_logits_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"the logits' shape must be \(2, A\), got \(2,\)"):
         probabilities(nn.Flatten(0), 2)
+    for policy in (TabularSoftmax(np.zeros((2, 2))), nn.Embedding(2, 2)):
+        with pytest.raises(ValueError, match="the policy must have logits for 3 states, got: "):
+            probabilities(policy, 3)
     with pytest.raises(ValueError, match="constraint must be one of 'mean', 'max', got 'median'"):
         ExactProblem(random_mdp(2, 2), TabularSoftmax(np.zeros((2, 2))), "median")
