@@ -27,10 +27,11 @@ from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.observations import length, take
 
-CALLED_BY_SB3 = ("forward", "predict_values", "evaluate_actions", "get_distribution")
-"""Policy methods that SB3's own loops call; whoever overrides one expects to be called."""
-
-_BEHIND_THE_OUTPUTS = ("extract_features", "preprocess_obs", "_get_action_dist_from_latent", "obs_to_tensor")
+_CALLED_BY_SB3 = (
+    *("forward", "predict_values", "evaluate_actions", "get_distribution"),
+    *("extract_features", "preprocess_obs", "_get_action_dist_from_latent", "obs_to_tensor"),
+)
+"""Policy methods that SB3's own loops call, themselves or through one another; whoever overrides one expects to be called."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def has_parameters(module: nn.Module) -> bool:
 
 def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
     """Whether a policy expects to be called as SB3's own loops would, having replaced what they call."""
-    return overrides(policy, ActorCriticPolicy, CALLED_BY_SB3) or has_hooks(policy)
+    return overrides(policy, ActorCriticPolicy, _CALLED_BY_SB3) or has_hooks(policy)
 
 
 def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
@@ -104,7 +105,7 @@ def fixed_features(
 
 
 def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:
-    if calls_like_sb3(policy) or overrides(policy, ActorCriticPolicy, _BEHIND_THE_OUTPUTS):
+    if calls_like_sb3(policy):
         return None
     mlp = getattr(policy, "mlp_extractor", None)
     if type(mlp) is not MlpExtractor or overrides(mlp, MlpExtractor, ("forward", forward)):

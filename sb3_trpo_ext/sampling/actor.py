@@ -42,7 +42,7 @@ class Acted(NamedTuple):
 
 
 class Actor(Protocol):
-    """Draws actions from the policy as it was when the actor was made."""
+    """Draws actions from the policy; :class:`NumpyActor` from the policy as it was when the actor was made."""
 
     path: str
     knows_values: bool

@@ -38,8 +38,10 @@ def collect_single_path(
 ) -> bool:
     """Fill the buffer with ``n_rollout_steps`` steps of each environment.
 
-    :param make_actor: called once callbacks have had their say at the start of the rollout; what they
-        change of the policy later is seen at the next rollout
+    :param make_actor: called once callbacks have had their say at the start of the rollout. What they
+        change of the policy later counts for values and log-probabilities that are left for the end, of
+        earlier steps too; for actions, with :class:`~sb3_trpo_ext.sampling.actor.NumpyActor`, from the
+        next rollout on, with the others at once
     :param visit: called with t when the environments are in s_t, before they are stepped
     :return: False if a callback ended the rollout early
     """
@@ -80,6 +82,7 @@ def collect_single_path(
         )
         callback.update_locals(scope)
         if not callback.on_step():
+            recorder.complete()
             return False
         algorithm._update_info_buffer(infos, dones)
         recorder.add(Transition(algorithm._last_obs, rewards, algorithm._last_episode_starts, dones, infos), acted)  # type: ignore[arg-type]
@@ -130,6 +133,10 @@ class Recorder(Protocol):
 
     def add(self, step: Transition, acted: Acted) -> None: ...
 
+    def complete(self) -> None:
+        """Fill in what was left for later of the steps that were added."""
+        ...
+
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
         """Complete a full buffer, returns and advantages included; the values of the last observations."""
         ...
@@ -155,6 +162,9 @@ class ImmediateRecorder:
         if algorithm.critic == "none":
             values = th.zeros_like(values)
         self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
+
+    def complete(self) -> None:
+        pass
 
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
         return _finish_returns(self._algorithm, self._buffer, new_obs, dones)
@@ -187,11 +197,13 @@ class DeferredRecorder:
             self._truncations += [(t, index, tree_map(np.copy, terminal)) for index, terminal in step.truncated()]
 
     @th.no_grad()
-    def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
-        algorithm, buffer = self._algorithm, self._buffer
-        n_states = buffer.buffer_size * buffer.n_envs
-        observations = tree_map(lambda store: store.reshape(n_states, *store.shape[2:]), buffer.observations)
-        actions = buffer.actions.reshape(n_states, -1).astype(np.float32, copy=False)
+    def complete(self) -> None:
+        algorithm, buffer, n_steps = self._algorithm, self._buffer, self._buffer.pos
+        if n_steps == 0:
+            return
+        n_states = n_steps * buffer.n_envs
+        observations = tree_map(lambda store: store[:n_steps].reshape(n_states, *store.shape[2:]), buffer.observations)
+        actions = buffer.actions[:n_steps].reshape(n_states, -1).astype(np.float32, copy=False)
         for rows in chunks_of(n_states, algorithm.states_per_pass(observations)):
             # as the actor saw them
             states = tree_map(buffer.to_torch, usable(take(observations, rows)))
@@ -200,7 +212,10 @@ class DeferredRecorder:
             log_probs = algorithm.action_distribution(states).log_prob(taken)
             buffer.log_probs.reshape(-1)[rows] = log_probs.cpu().numpy()
         self._bootstrap_truncations(algorithm.states_per_pass(observations))
-        return _finish_returns(algorithm, buffer, new_obs, dones)
+
+    def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+        self.complete()
+        return _finish_returns(self._algorithm, self._buffer, new_obs, dones)
 
     def _bootstrap_truncations(self, chunk_size: int) -> None:
         """Add γV(s) to the reward of each step that a time limit stopped at s."""

@@ -57,10 +57,10 @@ class Record(BaseCallback):
         return len(self.seen) < self.until
 
 
-def collect(model, method):
-    callback = Record()
+def collect(model, method, until=10**9):
+    callback = Record(until)
     _, callback_ = model._setup_learn(10**6, callback)
-    assert method(model, model.env, callback_, model.rollout_buffer, T)
+    assert method(model, model.env, callback_, model.rollout_buffer, T) is (until > T)
     return callback
 
 
@@ -176,6 +176,44 @@ def test_a_callback_can_stop_a_rollout_and_nothing_is_added_for_that_step():
     model.learn(1000, callback=callback)
     assert model.num_timesteps == 14 and model.rollout_buffer.pos == 6
     assert callback.ends == 0
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+@pytest.mark.parametrize("until", [1, 30])
+def test_a_rollout_that_was_stopped_leaves_what_sb3s_own_loop_would_have_stored(until, kind):
+    env_arguments, arguments, _ = KINDS[kind]
+    name, base = ("MultiInputPolicy", MultiInputActorCriticPolicy) if kind == "dict" else ("MlpPolicy", ActorCriticPolicy)
+    arguments = dict(arguments, n_steps=T, seed=3, device="cpu")
+    ours = TRPOExt(name, env_of(**env_arguments), **arguments)
+    seen = collect(ours, TRPOExt.collect_rollouts, until)
+    theirs = TRPOExt(replaying(base), env_of(**env_arguments), **arguments)
+    theirs.policy.load_state_dict(ours.policy.state_dict())
+    theirs.policy.actions = iter([step["actions"] for step in seen.seen])
+    collect(theirs, OnPolicyAlgorithm.collect_rollouts, until)
+    assert ours.rollout_buffer.pos == theirs.rollout_buffer.pos == until - 1 and not ours.rollout_buffer.full
+    for (name, a), (_, b) in zip(contents(ours.rollout_buffer), contents(theirs.rollout_buffer), strict=True):
+        np.testing.assert_allclose(a[: until - 1], b[: until - 1], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def doubling(name):
+    """A policy class with one method of SB3's replaced, whose outputs are taken twice."""
+
+    def replaced(self, *args, **kwargs):
+        result = getattr(super(cls, self), name)(*args, **kwargs)
+        return 2 * result if isinstance(result, th.Tensor) else result
+
+    cls = type("Own", (ActorCriticPolicy,), {name: replaced})
+    return cls
+
+
+@pytest.mark.parametrize("name", ["extract_features", "_get_action_dist_from_latent", "obs_to_tensor"])
+def test_what_a_policy_overrides_is_called_as_sb3s_own_loop_calls_it(name):
+    ours, theirs = (TRPOExt(doubling(name), env_of(), n_steps=T, seed=3, device="cpu") for _ in range(2))
+    for model, method in ((ours, TRPOExt.collect_rollouts), (theirs, OnPolicyAlgorithm.collect_rollouts)):
+        th.manual_seed(0)
+        collect(model, method)
+    for (content, a), (_, b) in zip(contents(ours.rollout_buffer), contents(theirs.rollout_buffer), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=content)
 
 
 class OwnAdd(RolloutBuffer):
