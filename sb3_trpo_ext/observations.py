@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch as th
 
 Rows = slice | th.Tensor
 """Consecutive states of a batch, or their indices."""
+
+
+class Indexed(Protocol):
+    """Vectors of a batch of states by rows: a tensor (B, D), or what computes its rows when asked."""
+
+    def __getitem__(self, rows: Rows, /) -> th.Tensor: ...
+
 
 Batch = TypeVar("Batch")
 Samples = TypeVar("Samples")

@@ -23,7 +23,7 @@ from sb3_trpo_ext.numerics.curvature import (
 from sb3_trpo_ext.numerics.dense import DenseLinearization
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.objectives import Objective
-from sb3_trpo_ext.observations import Rows
+from sb3_trpo_ext.observations import Indexed, Rows
 from sb3_trpo_ext.standard_policies import MlpActor
 from sb3_trpo_ext.steps import Evaluation
 
@@ -94,7 +94,7 @@ class PolicyProblem:
         kl_reduction: KLReduction = "sum",
         sub_sampling_factor: int = 1,
         chunk_size: int = 2**14,
-        mlp: tuple[MlpActor, th.Tensor] | None = None,
+        mlp: tuple[MlpActor, Indexed] | None = None,
     ) -> None:
         self._distribution_of = distribution_of
         self._n_states = n_states

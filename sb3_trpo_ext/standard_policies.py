@@ -6,7 +6,7 @@ that they may be computed in other ways than by calling the policy. In doubt the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch as th
@@ -25,7 +25,7 @@ from torch import nn
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.observations import length, take
+from sb3_trpo_ext.observations import Indexed, Rows, entries_per_state, length, take
 
 _CALLED_BY_SB3 = (
     *("forward", "predict_values", "evaluate_actions", "get_distribution"),
@@ -56,6 +56,11 @@ def overrides(instance: object, base: type, names: Iterable[str]) -> bool:
 
 def has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
+
+
+def units(module: nn.Module) -> int:
+    """Outputs of all linear layers of a module."""
+    return sum(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
@@ -91,17 +96,33 @@ def mlp_critic(policy: ActorCriticPolicy, fixed: FlatParameters) -> DenseNetwork
     return network
 
 
-@th.no_grad()
+class _OnDemand:
+    """Features of the rows that are asked for, extracted anew each time."""
+
+    def __init__(self, features_of: Callable[[Rows], th.Tensor]) -> None:
+        self._features_of = features_of
+
+    def __getitem__(self, rows: Rows, /) -> th.Tensor:
+        return self._features_of(rows)
+
+
 def fixed_features(
     policy: ActorCriticPolicy, observations: PyTorchObs, extractor: BaseFeaturesExtractor, chunk_size: int
-) -> th.Tensor:
-    """What the dense network sees of observations (B, ·): features (B, in), without a graph."""
-    return th.cat(
-        [
-            BasePolicy.extract_features(policy, take(observations, rows), extractor).flatten(1)
-            for rows in chunks_of(length(observations), chunk_size)
-        ]
-    )
+) -> Indexed:
+    """What the dense network sees of observations (B, ·): features (B, in), without a graph.
+
+    Learned features are computed once. Those that merely unfold the observations, which may take many times
+    their memory, are too if they are no larger than what one pass takes, else when they are asked for.
+    """
+
+    @th.no_grad()
+    def features_of(rows: Rows) -> th.Tensor:
+        return BasePolicy.extract_features(policy, take(observations, rows), extractor).flatten(1)
+
+    n_states, largest = length(observations), chunk_size * entries_per_state(observations)
+    if n_states * extractor.features_dim > largest and not has_parameters(extractor):
+        return _OnDemand(features_of)
+    return th.cat([features_of(rows) for rows in chunks_of(n_states, chunk_size)])
 
 
 def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:

@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.objectives import EntropyBonus, SinglePathSurrogate
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.standard_policies import fixed_features, mlp_actor
-from tests.cases import CASES, STANDARD, dense, dense_fisher, observations, sample_actions
+from tests.cases import CASES, STANDARD, LearnedExtractor, dense, dense_fisher, observations, sample_actions
 
 B = 7
 
@@ -46,6 +48,19 @@ def test_the_layerwise_product_agrees_too(case, activation):
     assert_relative(
         dense(problem.fisher_product(), len(problem.parameters)), dense_fisher(policy, observations(B), problem.parameters)
     )
+
+
+def test_features_that_only_unfold_a_batch_are_extracted_when_asked_for_where_they_are_large():
+    """One-hot codes and frames as floats take many times the memory of the observations themselves."""
+    space = spaces.Discrete(50)
+    policy = ActorCriticPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
+    obs = th.arange(20)
+    read = [fixed_features(policy, obs, policy.pi_features_extractor, size) for size in (3, 2000)]
+    assert [isinstance(features, th.Tensor) for features in read] == [False, True]
+    for rows in (slice(2, 5), slice(0, 20, 7), th.tensor([4, 1, 1])):
+        assert th.equal(read[0][rows], th.eye(50)[obs[rows]]) and th.equal(read[1][rows], read[0][rows])
+    learned = LearnedExtractor(spaces.Box(0, 1, (50,)))
+    assert isinstance(fixed_features(policy, obs, learned, 1), th.Tensor)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -26,7 +26,7 @@ from sb3_trpo_ext.sampling.single_path import collect_single_path
 from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper, check_returns
 from sb3_trpo_ext.sampling.vine import collect_vine, make_restorable, mark_as_own
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
-from sb3_trpo_ext.standard_policies import calls_like_sb3, has_parameters, overrides
+from sb3_trpo_ext.standard_policies import calls_like_sb3, has_parameters, overrides, units
 
 
 class Collecting(OnPolicyAlgorithm):
@@ -105,8 +105,15 @@ class Collecting(OnPolicyAlgorithm):
         return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
 
     def states_per_pass(self, observations: Any) -> int:
-        """How many states go through the networks at once: ``chunk_size``, or about 64 MB of observations."""
-        return self.chunk_size or max(256, 2**24 // entries_per_state(observations))
+        """How many states go through the networks at once: ``chunk_size``, or what fits a budget.
+
+        That is about 64 MB of observations and 256 MB of what a linearisation keeps of the layers.
+        """
+        if self.chunk_size is not None:
+            return self.chunk_size
+        # three numbers a unit, of either the actor or the critic
+        kept = 3 * units(self.policy) // 2
+        return max(256, min(2**24 // entries_per_state(observations), 2**26 // max(kept, 1)))
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # branches may overshoot by much, and a schedule below 0 would turn the critic's fit around

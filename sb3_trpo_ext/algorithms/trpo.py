@@ -77,7 +77,7 @@ class TRPOExt(NaturalGradientExt):
     :param values_at_each_step: compute values and log-probabilities at each step of a rollout, for
         callbacks that read them from the locals; slower
     :param chunk_size: states that go through the networks at once in an update, which bounds its
-        memory; None: about 64 MB of observations
+        memory; None: about 64 MB of observations and 256 MB between the layers
     :param step_radius: of ``fisher="identity"``: the L2 ball in which the full step ends
     :param adaptive_radius: let δ (of ``fisher="identity"``: ``step_radius``) follow the ratio of actual improvement
         to gᵀs, see :func:`~sb3_trpo_ext.trust_region.adapted_radius`; it is saved with the model

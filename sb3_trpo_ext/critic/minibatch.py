@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,9 +94,12 @@ class _DenseDescent:
 
     def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
         size = self._settings.batch_size
-        inputs = self._inputs[permutation]
-        returns = self._problem.targets(permutation, inputs[:, :1])
-        return [self._step(*batch) for batch in zip(inputs.split(size), returns.split(size), strict=True)]
+        inputs: Iterable[th.Tensor] = (self._inputs[rows] for rows in permutation.split(size))
+        if isinstance(self._inputs, th.Tensor):
+            # small enough to be put in order at once
+            inputs = self._inputs[permutation].split(size)
+        returns = self._problem.returns[permutation].to(self._optimizer.theta).unsqueeze(1)
+        return [self._step(*batch) for batch in zip(inputs, returns.split(size), strict=True)]
 
     @th.no_grad()
     def _step(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:

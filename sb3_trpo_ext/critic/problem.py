@@ -18,8 +18,7 @@ from sb3_trpo_ext.numerics.curvature import (
 )
 from sb3_trpo_ext.numerics.dense import DenseLinearization, DenseNetwork
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-
-Rows = slice | th.Tensor
+from sb3_trpo_ext.observations import Indexed, Rows
 
 _LEAST_SCALE = 1e-3
 
@@ -63,7 +62,7 @@ class CriticProblem:
         parameters: FlatParameters,
         *,
         chunk_size: int = 2**14,
-        mlp: tuple[DenseNetwork, th.Tensor] | None = None,
+        mlp: tuple[DenseNetwork, Indexed] | None = None,
     ) -> None:
         self.returns = returns
         self.parameters = parameters
