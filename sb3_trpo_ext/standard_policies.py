@@ -27,11 +27,13 @@ from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.observations import Indexed, Rows, entries_per_state, length, take
 
-_CALLED_BY_SB3 = (
-    *("forward", "predict_values", "evaluate_actions", "get_distribution"),
-    *("extract_features", "preprocess_obs", "_get_action_dist_from_latent", "obs_to_tensor"),
-)
-"""Policy methods that SB3's own loops call, themselves or through one another; whoever overrides one expects to be called."""
+_CALLED_BY_SB3 = ("forward", "predict_values", "evaluate_actions", "get_distribution", "extract_features")
+"""Policy methods that SB3's own loops call; whoever overrides one expects to be called.
+
+The last is called by ``forward``, while ``get_distribution`` and ``predict_values`` go round an override.
+"""
+
+_BEHIND_THE_OUTPUTS = ("preprocess_obs", "_get_action_dist_from_latent", "obs_to_tensor")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def fixed_features(
 
 
 def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:
-    if calls_like_sb3(policy):
+    if calls_like_sb3(policy) or overrides(policy, ActorCriticPolicy, _BEHIND_THE_OUTPUTS):
         return None
     mlp = getattr(policy, "mlp_extractor", None)
     if type(mlp) is not MlpExtractor or overrides(mlp, MlpExtractor, ("forward", forward)):
