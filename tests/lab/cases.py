@@ -45,9 +45,9 @@ def for_all(**strategies):
     return lambda test: settings(max_examples=200, deadline=None)(given(**strategies)(test))
 
 
-# identities, relative to the size of the numbers in them
+# identities, relative to the size of the numbers in them where that is above 1
 def assert_equal(actual, expected, scale=1.0, tolerance=1e-9):
-    assert np.abs(np.asarray(actual) - np.asarray(expected)).max() <= tolerance * (1.0 + scale)
+    assert np.abs(np.asarray(actual) - np.asarray(expected)).max() <= tolerance * max(1.0, scale)
 
 
 well_mixed = partial(mdps, concentrations=(1.0,))
