@@ -145,9 +145,11 @@ def test_chunks_change_nothing(fisher, dense_layers, chunk_size):
     assert chunked.entropy == pytest.approx(whole.entropy)
 
 
+@pytest.mark.parametrize("fisher", ["auto", "hessian", "empirical"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_mean_reduction_divides_kl_and_fisher_alike(case):
-    summed, mean = problem_of(case.policy()), problem_of(case.policy(), kl_reduction="mean")
+def test_mean_reduction_divides_kl_and_fisher_alike(case, fisher):
+    summed, mean = (problem_of(case.policy(), fisher=fisher, kl_reduction=reduction) for reduction in ("sum", "mean"))
+    mean._actions = summed._actions
     d = {"box": 2, "multi_binary": 3}.get(case.space, 1)
     v = th.randn(len(summed.parameters), dtype=th.float64)
     th.testing.assert_close(d * mean.fisher_product()(v), summed.fisher_product()(v))

@@ -2,10 +2,11 @@ import copy
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_trpo_ext import TRPOExt, check_snapshot
+from sb3_trpo_ext import NPGExt, TRPOExt, check_snapshot
 from sb3_trpo_ext.lab.env import FiniteMDPEnv, sample_transitions
 from sb3_trpo_ext.lab.mdp import FiniteMDP, evaluate, optimal_values, random_mdp
 from sb3_trpo_ext.lab.policies import ActorOf, probabilities
@@ -114,20 +115,39 @@ def test_walks_that_cannot_be_are_refused(arguments, message):
         sample_transitions(random_mdp(4, 2), np.full((4, 2), 0.5), n_steps, n_walkers, rng, start=start)
 
 
-def test_trpo_on_it_comes_near_the_optimum():
-    mdp = random_mdp(5, 3, gamma=0.9, seed=1)
+BOTH = pytest.mark.parametrize("algorithm", [TRPOExt, NPGExt])
+
+
+def model_on(algorithm, mdp, **arguments):
     env = make_vec_env(lambda: FiniteMDPEnv(mdp), n_envs=8, seed=100)
-    model = TRPOExt(
-        "MlpPolicy",
-        env,
-        n_steps=128,
-        gamma=mdp.gamma,
-        target_kl=0.05,
-        policy_kwargs=dict(net_arch=[]),
-        learning_rate=0.02,
-        seed=100,
-        device="cpu",
-    )
+    linear = dict(net_arch=[])
+    return algorithm("MlpPolicy", env, gamma=mdp.gamma, policy_kwargs=linear, seed=100, device="cpu", **arguments)
+
+
+@BOTH
+def test_with_exact_values_what_a_rollout_holds_is_exact_over_ends_of_episodes_too(algorithm):
+    # next states without chance, so that r + γV(s') − V(s) is the advantage itself
+    rng = np.random.default_rng(0)
+    mdp = FiniteMDP(np.eye(4)[rng.integers(4, size=(4, 3))], rng.normal(size=(4, 3)), np.ones(4) / 4, 0.8)
+    model = model_on(algorithm, mdp, n_steps=64, gae_lambda=1.0)
+    values = evaluate(mdp, probabilities(ActorOf(model.policy), 4))
+    with th.no_grad():
+        model.policy.value_net.weight.copy_(th.as_tensor(values.V)[None])
+        model.policy.value_net.bias.zero_()
+    _, callback = model._setup_learn(512)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    buffer = model.rollout_buffer
+    assert 60 < buffer.episode_starts[1:].sum() < 140
+    expected = values.A[buffer.observations[..., 0].astype(int), buffer.actions[..., 0].astype(int)]
+    for t in reversed(range(63)):
+        expected[t] += mdp.gamma * np.where(buffer.episode_starts[t + 1], 0.0, expected[t + 1])
+    np.testing.assert_allclose(buffer.advantages, expected, atol=1e-5)
+
+
+@BOTH
+def test_on_it_learning_comes_near_the_optimum(algorithm):
+    mdp = random_mdp(5, 3, gamma=0.9, seed=1)
+    model = model_on(algorithm, mdp, n_steps=128, target_kl=0.05, learning_rate=0.02)
     actor = ActorOf(model.policy)
     best, start = optimal_values(mdp).eta, evaluate(mdp, probabilities(actor, 5)).eta
     model.learn(20 * 1024)
