@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -78,7 +79,7 @@ def schedule_of(name: str, value: Any) -> float | Schedule:
     if isinstance(value, str):
         prefix, _, start = value.partition("_")
         try:
-            require(name, value, prefix == "lin" and math.isfinite(float(start)), "")
+            require(name, value, prefix == "lin" and "_" not in start and math.isfinite(float(start)), "")
             return LinearSchedule(float(start), 0.0, 1.0)
         except ValueError:
             pass
@@ -87,11 +88,12 @@ def schedule_of(name: str, value: Any) -> float | Schedule:
     return value
 
 
-def scheduled(name: str, value: float | Schedule, progress_remaining: float) -> float:
+def scheduled(name: str, value: float | str | Schedule, progress_remaining: float) -> float:
     """The value of a schedule at a remaining progress from 1 to 0; of a number, the number.
 
-    :raises ValueError: where a schedule gives a negative number, or none
+    :raises ValueError: for neither, and where a schedule gives a negative number, or none
     """
+    value = schedule_of(name, value)
     if not callable(value):
         return value
     # the last rollout may go beyond the end, where a schedule of a user's might turn negative
@@ -102,7 +104,10 @@ def scheduled(name: str, value: float | Schedule, progress_remaining: float) -> 
 
 
 def with_keywords_of(base: type) -> Callable[[Constructor], Constructor]:
-    """Decorator of a constructor whose last argument passes keywords on to ``base``: its signature names them."""
+    """Decorator of a constructor whose last argument passes keywords on to ``base``: its signature names them.
+
+    Any other keyword is refused in the name of the class that is constructed, with what its ``no_keywords`` says of it.
+    """
 
     def decorate(constructor: Constructor) -> Constructor:
         own = inspect.signature(constructor)
@@ -112,8 +117,18 @@ def with_keywords_of(base: type) -> Callable[[Constructor], Constructor]:
             for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
             if name not in own.parameters
         ]
-        constructor.__signature__ = own.replace(parameters=[*named, *passed_on])  # type: ignore[attr-defined]
-        return constructor
+        signature = own.replace(parameters=[*named, *passed_on])
+
+        @functools.wraps(constructor)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in kwargs.keys() - signature.parameters.keys():
+                reason = getattr(type(self), "no_keywords", {}).get(name)
+                message = f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
+                raise TypeError(f"{message}: {reason}" if reason else message)
+            constructor(self, *args, **kwargs)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        return checked  # type: ignore[return-value]
 
     return decorate
 

@@ -146,7 +146,7 @@ def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings
 
 
 def natural_gradient_step(problem: TrustRegionProblem, settings: TrustRegionSettings) -> TrustRegionReport:
-    """Move the parameters by the full natural gradient step (Kakade 2002), or leave them bit for bit.
+    """Move the parameters by the full natural gradient step (Kakade 2001), or leave them bit for bit.
 
     θ ← θ + αx with (F + λI)x ≈ g. Nothing is searched for, and the KL is reported, not tested: only a step
     that leads to an L or a KL that is not finite is taken back.

@@ -13,7 +13,7 @@ def test_a_string_becomes_sb3s_own_linear_schedule():
     assert [schedule(progress) for progress in (1.0, 0.5, 0.0)] == [0.02, 0.01, 0.0]
 
 
-@pytest.mark.parametrize("value", ["lin", "lin_", "lin_x", "lin_nan", "exp_0.1", "0.01", True, None, [0.1]])
+@pytest.mark.parametrize("value", ["lin", "lin_", "lin_x", "lin_nan", "lin_1_0", "exp_0.1", "0.01", True, None, [0.1]])
 def test_what_is_neither_number_nor_schedule_is_refused(value):
     with pytest.raises(ValueError, match=r'target_kl must be a number, a schedule or "lin_x" .*got'):
         schedule_of("target_kl", value)

@@ -49,6 +49,13 @@ class KLPPOExt(OnPolicyExt):
 
     foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {by: {"target_kl": 0.01} for by in FOREIGN}
 
+    no_keywords: ClassVar[dict[str, str]] = {
+        "clip_range": "the KL penalty holds the policy back, nothing is clipped",
+        "clip_range_vf": "the critic is fitted on its own, nothing is clipped",
+        "vf_coef": "the critic is fitted on its own, after the policy",
+    }
+    """Of SB3's PPO, and why not here."""
+
     target_kl: float | Schedule | None
 
     @with_keywords_of(OnPolicyExt)

@@ -1,4 +1,4 @@
-"""Natural Policy Gradient (Kakade 2002) as an SB3 algorithm: TRPO without the search."""
+"""Natural Policy Gradient (Kakade 2001) as an SB3 algorithm: TRPO without the search."""
 
 from __future__ import annotations
 

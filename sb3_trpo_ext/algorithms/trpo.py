@@ -46,7 +46,8 @@ class TRPOExt(NaturalGradientExt):
     :param rollout_buffer_kwargs: keyword arguments to pass to the rollout buffer
     :param normalize_advantage: whether to normalise advantages over the rollout
     :param target_kl: δ, the bound on the mean KL(π_old ‖ π_θ), in nats; can be a function of the remaining
-        progress, or ``"lin_x"``, from x at the start to 0 at the end; None: 0.01 d, or 0.01 with
+        progress, or ``"lin_x"``, from x at the start to 0 at the end. An update takes the progress that remains
+        after its rollout, so that the last one gets 0, which is no step; None: 0.01 d, or 0.01 with
         ``kl_reduction="mean"``
     :param sub_sampling_factor: k: the Fisher product, and nothing else, averages over 1/k of the states,
         drawn at random

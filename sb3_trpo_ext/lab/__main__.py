@@ -16,8 +16,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer steps and samples, to see that it works")
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    draw_page(arguments.out, small=arguments.small)
-    print(f"picture: {arguments.out}")
+    picture = arguments.out if arguments.out.suffix else arguments.out.with_suffix(".png")
+    draw_page(picture, small=arguments.small)
+    print(f"picture: {picture}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _tightness(axes: Any, thrift: int) -> None:
     axes.plot(alphas, [bounds.tv_lower_bound(old, pi) for pi in mixed], label="L − C·max TV²")
     axes.plot(alphas, [bounds.kl_lower_bound(old, pi) for pi in mixed], label="L − C·max KL")
     axes.set(xlabel="α in π_new = (1 − α)π + απ'", ylim=(old.eta - 3.0, None))
-    axes.set_title("How tight the bounds are: TRPO eqs. 6, 8, 9\n(Kakade & Langford's, total variation, KL)")
+    axes.set_title("How tight: Kakade & Langford's theorem 4.1 (TRPO eq. 6\nis looser), total variation (eq. 8), KL (eq. 9)")
 
 
 def _two_actions(axes: Any, thrift: int) -> None:
@@ -101,7 +101,7 @@ def _plain_and_natural(axes: Any, thrift: int) -> None:
             gaps = [max(best - iterate.values.eta, 1e-12) for iterate in history]
             axes.semilogy(gaps, colour + style, label=f"θ += {step_size:g} {name}")
     axes.set(xlabel="iteration", ylabel="η* − η", ylim=(1e-8, None))
-    axes.set_title("Plain against natural gradient, tabular softmax\n∇̃η = F⁻¹∇η: Kakade 2001, theorem 1")
+    axes.set_title("Plain against natural gradient, TRPO eqs. 18 and 17\n(tabular softmax; F⁻¹∇η as Kakade 2001 defines it)")
 
 
 def _sampled(axes: Any, thrift: int) -> None:

@@ -19,12 +19,23 @@ ALGORITHMS: dict[str, type[OnPolicyExt]] = {"trpo_ext": TRPOExt, "npg_ext": NPGE
 def sample_trpo_ext_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Hyperparameters of one trial of ``-optimize``, in rl_zoo3's own encoding; those of NPGExt too."""
+    """Hyperparameters of one trial of ``-optimize``, in rl_zoo3's own encoding."""
     return convert_params(
         {
             **_sample_shared(trial),
             "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
             "cg_damping": trial.suggest_float("cg_damping", 0.001, 1.0, log=True),
+        }
+    )
+
+
+def sample_npg_ext_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of one trial of ``-optimize`` for NPGExt: no search shortens a step that is too long."""
+    return convert_params(
+        {
+            **_sample_shared(trial),
+            "target_kl": trial.suggest_float("target_kl", 0.001, 0.05, log=True),
+            "cg_damping": trial.suggest_float("cg_damping", 0.01, 1.0, log=True),
         }
     )
 
@@ -65,7 +76,7 @@ def convert_params(sampled: dict[str, Any]) -> dict[str, Any]:
 
 SAMPLERS = {
     "trpo_ext": sample_trpo_ext_params,
-    "npg_ext": sample_trpo_ext_params,
+    "npg_ext": sample_npg_ext_params,
     "kl_ppo_ext": sample_kl_ppo_ext_params,
 }
 

@@ -114,6 +114,13 @@ def test_values_that_cannot_work_are_refused_by_name(arguments):
         make(**arguments)
 
 
+def test_keywords_of_ppo_that_are_not_here_are_refused_with_the_reason():
+    reasons = {"clip_range": "nothing is clipped", "clip_range_vf": "nothing is clipped", "vf_coef": "fitted on its own"}
+    for name, reason in reasons.items():
+        with pytest.raises(TypeError, match=rf"^KLPPOExt.__init__.* keyword argument '{name}': .*{reason}"):
+            make(**{name: 0.5})
+
+
 def test_the_policys_keywords_are_never_without_effect():
     with pytest.warns(UserWarning, match="makes no use of n_critic_updates=3$"):
         make(critic="gauss_newton", learning_rate=1e-3, max_grad_norm=1.0, n_critic_updates=3)

@@ -93,6 +93,16 @@ def test_schedules_that_cannot_work_are_refused(bad):
         make(target_kl=bad)
 
 
+def test_a_schedule_may_be_given_as_words_later_too():
+    model = make()
+    model.target_kl = "lin_0.02"
+    model.learn(128)
+    assert model.outcome_counts == {"accepted": 1, "zero_radius": 1}
+    model.target_kl = "lin_x"
+    with pytest.raises(ValueError, match=r"target_kl must be a number, a schedule or \"lin_x\" .*got 'lin_x'"):
+        model.learn(64)
+
+
 # -- adaptation --------------------------------------------------------------------------------------------
 
 

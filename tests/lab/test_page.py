@@ -4,11 +4,11 @@ from pathlib import Path
 from sb3_trpo_ext.lab.__main__ import main
 
 
-def test_the_command_draws_the_page(tmp_path, monkeypatch, capsys):
-    picture = tmp_path / "page.png"
-    monkeypatch.setattr(sys, "argv", ["lab", "--small", "--out", str(picture)])
+def test_the_command_draws_the_page_and_says_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lab", "--small", "--out", str(tmp_path / "page")])
     main()
-    assert str(picture) in capsys.readouterr().out
+    picture = tmp_path / "page.png"
+    assert f"picture: {picture}\n" == capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 10_000
 

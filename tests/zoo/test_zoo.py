@@ -85,7 +85,7 @@ def test_resume(trained):
     assert resumed.num_timesteps >= 1024
 
 
-@pytest.mark.parametrize("algorithm", ["trpo_ext", "kl_ppo_ext"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_optimize(tmp_path, algorithm):
     options = ("--n-trials", 2, "--n-startup-trials", 1, "--n-evaluations", 1, "--no-optim-plots", "--n-jobs", 1)
     arguments = ("--algo", algorithm, "--env", "CartPole-v1", "-n", 300, "-optimize", *options)
@@ -233,3 +233,12 @@ def test_the_sampler_gives_arguments_that_the_constructor_takes(algorithm):
 
     assert ALGOS[algorithm] is ALGORITHMS[algorithm]
     assert HYPERPARAMS_CONVERTER[algorithm] is convert_params
+
+
+def test_a_step_that_nothing_shortens_is_sampled_smaller():
+    searched, taken = optuna.create_study().ask(), optuna.create_study().ask()
+    SAMPLERS["trpo_ext"](searched, 2, 1, {})
+    SAMPLERS["npg_ext"](taken, 2, 1, {})
+    for name, end in (("target_kl", "high"), ("cg_damping", "low")):
+        limits = [getattr(trial.distributions[name], end) for trial in (searched, taken)]
+        assert limits == sorted(limits, reverse=end == "high") and limits[0] != limits[1]
