@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    # tried on seeds 100-103 and 109
+    # tried on seeds 100-104 and 109
     "CartPole-v1": Task(
         64,
         dict(n_rollout_states=32, n_branch_actions="all", branch_length=50),
