@@ -135,7 +135,8 @@ class Clock:
 
 def evaluation_env(env_id: str, normalize: dict[str, Any] | None) -> VecEnv:
     """Environments of their own, with statistics that only ever come from training."""
-    env = make_vec_env(env_id, n_envs=EVALUATION_ENVS)
+    # without a seed, one would be drawn from the global generator, which training uses
+    env = make_vec_env(env_id, n_envs=EVALUATION_ENVS, seed=EVALUATION_SEED)
     return env if normalize is None else VecNormalize(env, **{**normalize, "norm_reward": False}, training=False)
 
 
