@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -91,10 +92,13 @@ class VineRolloutBuffer(RolloutBuffer):
     :raises ValueError: for a value that cannot work, by name
     """
 
-    def __new__(cls, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> VineRolloutBuffer:
+    # without arguments from copy and pickle, which have the class already
+    def __new__(
+        cls, buffer_size: int | None = None, observation_space: spaces.Space | None = None, *args: Any, **kwargs: Any
+    ) -> VineRolloutBuffer:
         if isinstance(observation_space, spaces.Dict) and not issubclass(cls, DictRolloutBuffer):
             # the class of a model's buffer is one argument, whatever the observations are
-            cls = VineDictRolloutBuffer if cls is VineRolloutBuffer else type(cls.__name__, (cls, DictRolloutBuffer), {})
+            cls = _dict_twin(cls)
         return super().__new__(cls)
 
     def __init__(
@@ -172,6 +176,20 @@ class VineRolloutBuffer(RolloutBuffer):
 
 class VineDictRolloutBuffer(VineRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
     """The same for Dict observations."""
+
+
+@cache
+def _dict_twin(cls: type[VineRolloutBuffer]) -> type[VineRolloutBuffer]:
+    """The class that does for Dict observations what ``cls`` does; pickled as the twin of ``cls``, having no name."""
+    if cls is VineRolloutBuffer:
+        return VineDictRolloutBuffer
+    reduce = {"__reduce__": lambda buffer: (_empty_twin, (cls,), buffer.__dict__)}
+    return type(cls.__name__, (cls, DictRolloutBuffer), reduce)
+
+
+def _empty_twin(cls: type[VineRolloutBuffer]) -> VineRolloutBuffer:
+    twin = _dict_twin(cls)
+    return twin.__new__(twin)
 
 
 def taken_in_branches(actions: th.Tensor, as_taken: Callable[[th.Tensor], th.Tensor]) -> th.Tensor:

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch as th
@@ -60,6 +63,22 @@ def test_dict_observations_are_held_too():
         assert isinstance(buffer, DictRolloutBuffer) and isinstance(buffer, cls)
         assert set(buffer.observations) == {"a", "b"} and adds_like_sb3(buffer)
     assert not isinstance(buffer_of(), DictRolloutBuffer)
+
+
+class Derived(VineRolloutBuffer):
+    pass
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda buffer: pickle.loads(pickle.dumps(buffer))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("cls", [VineRolloutBuffer, Derived])
+@pytest.mark.parametrize("observations", [OBSERVATIONS, DICT], ids=["box", "dict"])
+def test_copies_and_pickles(again, cls, observations):
+    buffer = filled(observations=observations, cls=cls)
+    other = again(buffer)
+    assert type(other) is type(buffer) and vars(other).keys() == vars(buffer).keys()
+    np.testing.assert_array_equal(other.branches.q_values, buffer.branches.q_values)
+    one, another = (next(each.get()) for each in (buffer, other))
+    assert sorted(one.transitions.tolist()) == sorted(another.transitions.tolist())
 
 
 def filled(**kwargs):
