@@ -24,13 +24,14 @@ from sb3_trpo_ext.observations import concatenate, take, take_samples, tree_map
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, usable
 from sb3_trpo_ext.sampling.proposals import FirstActions, all_actions, policy_actions, uniform_actions
 from sb3_trpo_ext.sampling.single_path import action_transform, collect_single_path, stopped_at
-from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotWrapper, VecSimulator, VecSnapshot
+from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, SnapshotWrapper, VecSimulator, VecSnapshot
 from sb3_trpo_ext.sampling.vine_buffer import Branches, VineRolloutBuffer, VineSamples, taken_in_branches
 
 if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.collecting import Collecting
 
 _SEEDS = 2**31 - 1  # what every simulator takes
+_TRUNK_KEPT = "the rollout buffer holds the whole trunk, from which train() learns as from a single path"
 
 
 def collect_vine(
@@ -69,13 +70,14 @@ def collect_vine(
         runner = _Lanes(algorithm, simulator, buffer, make_branch_actor(), snapshots, first, rng)
         try:
             q_values = runner.run()
-        except BranchError as error:
-            where = "the rollout buffer holds the whole trunk, from which train() learns as from a single path"
-            raise type(error)(f"{error}; {where}") from error
+        except (BranchError, SnapshotError) as error:
+            kind = type(error) if isinstance(error, BranchError) else BranchError
+            raise kind(f"{error}; {_TRUNK_KEPT}") from error
+        finally:
+            algorithm.num_timesteps += runner.n_steps
+            for bar in _progress_bars(callback):
+                bar.pbar.update(runner.n_steps)
     buffer.branches = Branches(states, first, q_values, log_probs)
-    algorithm.num_timesteps += runner.n_steps
-    for bar in _progress_bars(callback):
-        bar.pbar.update(runner.n_steps)
     _record(algorithm, buffer.branches, runner)
     return True
 

@@ -301,6 +301,52 @@ def test_a_branch_that_dies_is_an_error_and_the_trunk_is_not_lost(deadly, monkey
     assert any(not th.equal(start[name], p) for name, p in model.policy.named_parameters())
 
 
+CALLS_UNTIL_FAILURE = {}
+
+
+class Failing(Countdown):
+    """Fails once, where the test wants it."""
+
+    def _count(self, method):
+        CALLS_UNTIL_FAILURE[method] = CALLS_UNTIL_FAILURE.get(method, 0) - 1
+        if CALLS_UNTIL_FAILURE[method] == 0:
+            raise ArithmeticError(f"no {method}")
+
+    def step(self, action):
+        self._count("step")
+        return super().step(action)
+
+    def snapshot_state(self):
+        self._count("snapshot")
+        return self.t
+
+    def restore_state(self, state):
+        self._count("restore")
+        self.t = state
+
+
+class Arm(BaseCallback):
+    def __init__(self, method, calls):
+        super().__init__()
+        self.method, self.calls = method, calls
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        CALLS_UNTIL_FAILURE[self.method] = self.calls
+
+
+@pytest.mark.parametrize("method, calls, n_steps", [("step", 5, 4), ("restore", 4, 15)])
+def test_a_branch_that_fails_has_cost_what_it_took(method, calls, n_steps):
+    model, bar = model_of(vec_env_of(Failing, n_envs=1), vine=dict(n_branch_actions=2)), ProgressBarCallback()
+    with pytest.raises(BranchError, match=f"no {method}; the rollout buffer holds the whole trunk"):
+        model.learn(100, callback=[bar, Arm(method, calls)])
+    bar.pbar.close()
+    assert model.num_timesteps == bar.pbar.n == T + n_steps
+    assert model.rollout_buffer.full and model.rollout_buffer.branches is None
+
+
 def test_bad_numbers_in_branches_skip_the_update():
     model = model_of(vec_env_of(Walk), vine={})
     collect(model)
