@@ -50,6 +50,7 @@ def collect_vine(
 
     :return: False if a callback ended the trunk early; there are no branches then
     :raises BranchError: if a simulator failed in a branch; the buffer then holds the whole trunk and no branches
+    :raises SnapshotError: likewise, at the end of the trunk, if one of its states could not be saved
     """
     rng = _own_generator(algorithm)
     states = np.sort(rng.choice(n_rollout_steps * env.num_envs, buffer.n_rollout_states, replace=False))
@@ -59,12 +60,20 @@ def collect_vine(
     for n, state in enumerate(states):
         at_step[int(state) % n_rollout_steps].append(n)
 
+    failures: list[SnapshotError] = []
+
     def take_snapshots(t: int) -> None:
-        for n in at_step.get(t, ()):
-            snapshots[n] = simulator.snapshot(int(states[n]) // n_rollout_steps)
+        for n in at_step.get(t, ()) if not failures else ():
+            try:
+                snapshots[n] = simulator.snapshot(int(states[n]) // n_rollout_steps)
+            except SnapshotError as error:
+                failures.append(error)  # told when the trunk is whole
+                return
 
     if not collect_single_path(algorithm, env, callback, buffer, n_rollout_steps, make_actor, take_snapshots):
         return False
+    for error in failures:
+        raise type(error)(f"{error}; {_TRUNK_KEPT}") from error
     with algorithm._timed("branches"), _global_generators_kept(algorithm.device, int(rng.integers(_SEEDS))):
         first, log_probs = _first_actions(algorithm, buffer, states, rng)
         runner = _Lanes(algorithm, simulator, buffer, make_branch_actor(), snapshots, first, rng)

@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
-from sb3_trpo_ext.sampling.snapshot import BranchError, VecSnapshot, WorkerDiedError
+from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSnapshot, WorkerDiedError
 from tests.cases import ACTION_SPACES
 from tests.envs import Noisy, Walk, limited
 
@@ -345,6 +345,18 @@ def test_a_branch_that_fails_has_cost_what_it_took(method, calls, n_steps):
     bar.pbar.close()
     assert model.num_timesteps == bar.pbar.n == T + n_steps
     assert model.rollout_buffer.full and model.rollout_buffer.branches is None
+
+
+def test_a_state_that_cannot_be_saved_does_not_cost_the_trunk(monkeypatch):
+    monkeypatch.setattr("sb3_trpo_ext.algorithms.collecting.check_returns", lambda env: None)
+    model = model_of(vec_env_of(Failing), vine={})
+    CALLS_UNTIL_FAILURE["snapshot"] = 3
+    with pytest.raises(SnapshotError, match="no snapshot; the rollout buffer holds the whole trunk"):
+        model.learn(100)
+    assert model.rollout_buffer.full and model.num_timesteps == T * N_ENVS
+    assert CALLS_UNTIL_FAILURE["snapshot"] == 0  # once is enough
+    model.train()
+    assert model.report.outcome == "accepted"
 
 
 def test_bad_numbers_in_branches_skip_the_update():
