@@ -16,6 +16,7 @@ from sb3_trpo_ext.sampling.snapshot.vec_env import VecSimulator, VecSnapshot
 from sb3_trpo_ext.sampling.snapshot.wrapper import SnapshotWrapper
 
 _SEED = 12345  # of branches, where the check needs some seed
+_USED_INFO = ("terminal_observation", "TimeLimit.truncated")  # all that training reads of infos
 
 
 class Step(NamedTuple):
@@ -141,6 +142,7 @@ def check_returns(venv: VecEnv, n_steps: int = 32) -> None:
 
     Three times, from where its first environment stands, random actions, with snapshots at quarters of the way; from
     each the rest again in the first, second and last environment. And once more after the trunk was put back.
+    Compared is what training uses: observations, rewards, flags, and of infos whether and where a time limit stopped.
 
     :param venv: what :class:`VecSimulator` takes, reset before
     :param n_steps: how far each way goes, unless an episode ends before
@@ -180,7 +182,8 @@ def _branch(
     for batch in actions:
         observations, rewards, dones, infos = simulator.step(batch)
         row = {k: v[index] for k, v in observations.items()} if isinstance(observations, dict) else observations[index]
-        steps.append(Step(deepcopy(row), rewards[index], dones[index], None, infos[index]))
+        info = {key: infos[index][key] for key in _USED_INFO if key in infos[index]}
+        steps.append(Step(deepcopy(row), rewards[index], dones[index], None, info))
         if dones[index]:
             break
     simulator.park(index)

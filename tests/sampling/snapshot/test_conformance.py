@@ -79,7 +79,29 @@ def test_what_does_not_return_is_told(make_env, field):
         check_snapshot(make_env)
     venv = make_vec_env(make_env, n_envs=2, seed=0, wrapper_class=SnapshotWrapper)
     venv.reset()
+    if make_env is OnlyTheInfo:  # which training does not read
+        return check_returns(venv)
     with pytest.raises(ReplayError, match="step 1"):
+        check_returns(venv)
+
+
+def test_infos_that_training_reads_are_compared():
+    class Ends(Own):
+        """At the third step, by itself or by a time limit in turns."""
+
+        def reset(self, **kwargs):
+            self.t = 0
+            return super().reset(**kwargs)
+
+        def step(self, action):
+            self.t += 1
+            STEPS_TAKEN[0] += self.t == 3
+            by_itself = STEPS_TAKEN[0] % 2 == 0
+            return *super().step(action)[:2], self.t == 3 and by_itself, self.t == 3 and not by_itself, {}
+
+    venv = make_vec_env(Ends, n_envs=2, seed=0, wrapper_class=SnapshotWrapper)
+    venv.reset()
+    with pytest.raises(ReplayError, match=r"info\['TimeLimit.truncated'\]"):
         check_returns(venv)
 
 
