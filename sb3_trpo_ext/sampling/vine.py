@@ -281,16 +281,22 @@ def _own_generator(algorithm: Collecting) -> np.random.Generator:
 
 @contextmanager
 def _global_generators_kept(device: th.device, seed: int) -> Iterator[None]:
-    """Context that leaves the global generators of torch and NumPy as they were."""
-    state = np.random.get_state()
-    devices = [] if device.type == "cpu" else [device]
-    with th.random.fork_rng(devices):
-        # for policies that draw their own noise
-        th.manual_seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(state)
+    """Context that leaves the global generators of NumPy, torch and the model's own CUDA device as they were.
+
+    Inside, torch's are seeded, for policies that draw their own noise; those of other devices are not touched.
+    """
+    generators = [th.default_generator]
+    if device.type == "cuda":
+        generators.append(th.cuda.default_generators[th.cuda.current_device() if device.index is None else device.index])
+    states, of_numpy = [generator.get_state() for generator in generators], np.random.get_state()
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _progress_bars(callback: BaseCallback | None) -> Iterator[ProgressBarCallback]:

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
 from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSnapshot, WorkerDiedError
+from sb3_trpo_ext.sampling.vine import _global_generators_kept
 from tests.cases import ACTION_SPACES
 from tests.envs import Noisy, Walk, limited
 
@@ -255,6 +256,20 @@ def test_policies_that_draw_their_own_noise_branch_too_and_leave_the_generator_a
         rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=dict(n_rollout_states=4, branch_length=3))  # fmt: skip
     model.learn(60)
     assert model.actor_path == "torch" and model.report.outcome == "accepted"
+
+
+def test_generators_of_other_devices_are_not_touched(monkeypatch):
+    model = model_of(vec_env_of(Walk), vine={})
+    own, other = th.Generator().manual_seed(1), th.Generator().manual_seed(1)
+    monkeypatch.setattr("torch.cuda.default_generators", (other, own))
+    # torch.manual_seed() calls it, and on a machine without CUDA it would be remembered for later
+    monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: other.manual_seed(seed))
+    collect(model)
+    with _global_generators_kept(th.device("cuda", 1), seed=5):
+        assert own.initial_seed() == 5
+        th.rand(3, generator=own)
+    expected = th.Generator().manual_seed(1).get_state()
+    assert th.equal(other.get_state(), expected) and th.equal(own.get_state(), expected)
 
 
 def test_nothing_of_a_collection_stays_but_the_branches():
