@@ -80,6 +80,9 @@ class VecSimulator:
         try:
             self._call("begin_branches")
             yield
+        except BaseException:
+            workers.settle(self.venv)
+            raise
         finally:
             self._branching = False
             for layer in self._layers:

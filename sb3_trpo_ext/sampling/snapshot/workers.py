@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
@@ -47,6 +48,28 @@ def step(venv: VecEnv, actions: Any) -> Any:
         return venv.step_wait()
     except (EOFError, OSError) as error:
         raise _death(base) from error
+
+
+def settle(venv: VecEnv) -> None:
+    """Throw away replies that nobody waits for any more, after an interrupt; dead workers are left to the next call.
+
+    Otherwise each later call would be given the reply to the one before it.
+    """
+    base = venv.unwrapped
+    if not isinstance(base, SubprocVecEnv):
+        return
+    token = uuid4().hex
+    for index, remote in enumerate(base.remotes):
+        try:
+            remote.send(("env_method", ("echo", (token,), {})))
+            reply = None
+            # what of earlier replies was received is not known, but their order is
+            while not (isinstance(reply, str) and reply == token):
+                _await(base, [index])
+                reply = remote.recv()
+        except (EOFError, OSError):
+            continue
+    base.waiting = False
 
 
 def _await(base: SubprocVecEnv, indices: Sequence[int]) -> None:

@@ -67,6 +67,10 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         except Exception as error:
             return SnapshotError(f"{method}() failed: {type(error).__name__}: {error}")
 
+    def echo(self, token: str) -> str:
+        """The token: a worker process's reply to it is known among others."""
+        return token
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if self._trunk is not None:  # a VecEnv resets whatever is done; the next restore is what counts
             return self._last_observation, self._reset_info or {}

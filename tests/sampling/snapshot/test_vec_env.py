@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_trpo_ext import SnapshotWrapper
-from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSimulator, WorkerDiedError, check_returns
+from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSimulator, WorkerDiedError, check_returns, workers
 from tests.envs import Walk, limited
 from tests.sampling.snapshot.families import Own, breakout, told
 
@@ -265,6 +265,35 @@ def test_an_exception_of_the_caller_restores_the_trunk():
         simulator.step(np.ones(3, dtype=int))
         raise KeyboardInterrupt
     np.testing.assert_array_equal(venv.step(np.zeros(3, dtype=int))[0][0], expected)
+
+
+@pytest.mark.parametrize("where", ["restore", "step", "half of the replies"])
+def test_an_interrupt_while_workers_are_at_work_restores_the_trunk(where, monkeypatch):
+    def interrupted(base, indices):
+        if where == "half of the replies":
+            await_(base, indices)
+            base.remotes[0].recv()
+        monkeypatch.setattr(workers, "_await", await_)
+        raise KeyboardInterrupt
+
+    venv, await_ = vec_env("CartPole-v1", 2, subproc=True), workers._await
+    venv.reset()
+    simulator = VecSimulator(venv)
+    snapshot = simulator.snapshot(0)
+    with simulator.branching():
+        simulator.restore(0, snapshot)
+        expected = simulator.step(np.zeros(2, dtype=int))[0][0]
+    with pytest.raises(KeyboardInterrupt), simulator.branching():
+        if where != "restore":
+            simulator.restore(0, snapshot)
+        monkeypatch.setattr(workers, "_await", interrupted)
+        if where == "restore":
+            simulator.restore(0, snapshot)
+        simulator.step(np.ones(2, dtype=int))
+    assert not venv.waiting
+    np.testing.assert_array_equal(venv.step(np.zeros(2, dtype=int))[0][0], expected)
+    assert venv.env_method("class_name") == ["SnapshotWrapper"] * 2
+    venv.close()
 
 
 def test_a_processs_own_generators_are_put_back():
