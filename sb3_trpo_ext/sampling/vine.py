@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.collecting import Collecting
 
 _SEEDS = 2**31 - 1  # what every simulator takes
+_NOISE_BLOCK = 128  # steps that a branch has noise for at once
 _TRUNK_KEPT = "the rollout buffer holds the whole trunk, from which train() learns as from a single path"
 
 
@@ -131,7 +132,6 @@ class _Lanes:
         if buffer.common_random_numbers:
             seeds = np.broadcast_to(seeds[:, :, :1], seeds.shape)
         self._noise_seeds, self._env_seeds = seeds.tolist()
-        self._generator = th.Generator()
         self._queue = deque((n, k) for n, k in np.argwhere(first.multiplicities > 0).tolist())
         self.n_branches, self.n_steps, self.n_cut, self.n_truncated = len(self._queue), 0, 0, 0
         self._q_values = np.zeros((n_states, n_actions))
@@ -140,7 +140,9 @@ class _Lanes:
         self._steps = np.zeros(n_envs, dtype=np.int64)
         self._returns = np.zeros(n_envs)
         self._discounts = np.ones(n_envs)
-        self._noise = np.stack([self._actor.noise((buffer.branch_length,), self._generator)] * n_envs)
+        self._generators = [th.Generator() for _ in range(n_envs)]
+        self._block = min(buffer.branch_length, _NOISE_BLOCK)
+        self._noise = np.stack([self._actor.noise((self._block,), generator) for generator in self._generators])
         self._bootstraps: list[tuple[int, int, float, Any]] = []
 
     def run(self) -> np.ndarray:
@@ -152,7 +154,11 @@ class _Lanes:
                 self._start(lane)
             n_running = len(lanes) - self._branch.count(None)
             while n_running:
-                actions = self._actor.act_from(observations, self._noise[lanes, self._steps])
+                row = self._steps % self._block
+                if np.count_nonzero(row) < len(lanes):
+                    for lane in np.flatnonzero((row == 0) & (self._steps > 0)).tolist():
+                        self._draw_noise(lane)
+                actions = self._actor.act_from(observations, self._noise[lanes, row])
                 if np.count_nonzero(self._steps) < len(lanes):
                     self._take_first_actions(actions)
                 observations, rewards, dones, infos = self._simulator.step(to_env(actions))
@@ -181,9 +187,12 @@ class _Lanes:
         is_last = not self._queue or self._queue[0][0] != n
         snapshot = self._snapshots.pop(n) if is_last else self._snapshots[n]
         self._simulator.restore(lane, snapshot, seed=self._env_seeds[n][k])
-        # the first row is for the first action, which is not drawn from it
-        noise = self._actor.noise((self._buffer.branch_length,), self._generator.manual_seed(self._noise_seeds[n][k]))
-        self._noise[lane] = noise
+        self._generators[lane].manual_seed(self._noise_seeds[n][k])
+        self._draw_noise(lane)  # its first row is for the first action, which is not drawn from it
+
+    def _draw_noise(self, lane: int) -> None:
+        """Noise for the next block of a branch's steps, which few branches may reach the end of."""
+        self._noise[lane] = self._actor.noise((self._block,), self._generators[lane])
 
     def _take_first_actions(self, actions: np.ndarray) -> None:
         for lane in np.flatnonzero(self._steps == 0).tolist():

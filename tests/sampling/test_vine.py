@@ -145,6 +145,30 @@ def test_branches_share_noise_from_the_second_step_and_the_seed_from_the_first()
     assert len(np.unique(branches.first.actions)) == branches.first.actions.size
 
 
+@pytest.mark.parametrize("actions", ["box", "discrete"])
+@pytest.mark.parametrize("common", [True, False])
+def test_noise_comes_in_blocks_as_branches_need_it(actions, common, monkeypatch):
+    """Gaussian or Gumbel; new at each step, and the same for all branches of a state only if it is to be."""
+    monkeypatch.setattr("sb3_trpo_ext.sampling.vine._NOISE_BLOCK", 3)
+    env = vec_env_of(lambda: limited(Walk(ACTION_SPACES[actions], end_probability=0.0), 7), n_envs=1)
+    vine = dict(proposal="policy", branch_length=10**9, n_branch_actions=3, common_random_numbers=common)
+    model, seen, asked = model_of(env, vine=vine), [], []
+    actor = model._make_branch_actor()
+    noise, act_from = actor.noise, actor.act_from
+    actor.noise = lambda shape, generator: asked.append(shape[0]) or noise(shape, generator)
+    actor.act_from = lambda states, rows: seen.append(rows[0].copy()) or act_from(states, rows)
+    model._make_branch_actor = lambda: actor
+    branches = collect(model)
+    assert set(asked) == {3}
+    remaining = 7 - branches.states % 7  # with one environment, its time in the episode
+    at = iter(seen)
+    for n, draws in zip(remaining, branches.first.multiplicities, strict=True):
+        of_state = [np.array([next(at) for _ in range(n)]) for draw in draws if draw > 0]
+        assert all(len(np.unique(rows, axis=0)) == n for rows in of_state)
+        assert all((rows == of_state[0]).all() == common for rows in of_state[1:])
+    assert next(at, None) is None
+
+
 def test_without_common_random_numbers_each_branch_has_its_own():
     branches = collect(model_of(vec_env_of(Noisy), vine=dict(common_random_numbers=False)))
     shared = branches.q_values - branches.first.actions.sum(axis=2)
