@@ -186,6 +186,26 @@ def test_a_restored_environment_is_seen_as_the_trunk_was(name, tmp_path):
                 np.testing.assert_array_equal(one[index], other[1])
 
 
+def test_a_mujoco_state_returns_in_another_worker_process():
+    venv = vec_env("HalfCheetah-v5", 2, subproc=True)
+    simulator, rng = VecSimulator(venv), np.random.default_rng(1)
+    venv.reset()
+    for _ in range(5):
+        venv.step(actions(venv, rng))
+    snapshot = simulator.snapshot(1)
+    chosen = [np.repeat(actions(venv, rng)[:1], 2, axis=0) for _ in range(20)]
+    of_trunk = [venv.step(batch)[:2] for batch in chosen]
+    with simulator.branching():
+        for index in range(2):
+            simulator.restore(index, snapshot)
+        branched = [simulator.step(batch)[:2] for batch in chosen]
+    venv.close()
+    for (obs, rewards), (trunk_obs, trunk_rewards) in zip(branched, of_trunk, strict=True):
+        np.testing.assert_array_equal(obs, trunk_obs[[1, 1]])
+        np.testing.assert_array_equal(rewards, trunk_rewards[[1, 1]])
+        assert not np.array_equal(trunk_obs[0], trunk_obs[1])
+
+
 def test_environments_that_are_not_running_stand_still():
     venv = vec_env("CartPole-v1")
     venv.reset()
