@@ -36,10 +36,21 @@ def test_linearisation_agrees_with_the_dense_jacobian(mlp, chunk_size):
     th.testing.assert_close(descent, J.T @ errors / 20)
     th.testing.assert_close(dense(curvature, len(parameters)), J.T @ J / 20)
     assert problem.loss() == pytest.approx(float(errors.square().mean()))
-    # one draw of signs estimates each tensor's mean square: right on the whole, and one number a tensor
+    # one number a tensor: exact for a dense network, estimated from random signs for any other
     for part, scale in zip(parameters.split((J.T @ J / 20).diagonal()), parameters.split(scales), strict=True):
         assert (scale == scale.flatten()[0]).all()
-        assert 0.2 < float(scale.flatten()[0]) / float(part.mean().sqrt()) < 4
+        ratio = float(scale.flatten()[0]) / float(part.mean().sqrt())
+        assert ratio == pytest.approx(1.0, rel=1e-9) if mlp else 0.5 < ratio < 2.0
+
+
+def test_a_fit_of_a_dense_network_does_not_depend_on_the_order_of_the_states():
+    def fitted(order):
+        network, x, returns = network_and_data()
+        problem = problem_of(network, x[order], returns[order], mlp=True)
+        fit_gauss_newton(problem, 0.1, GaussNewtonSettings())
+        return problem.parameters.read()
+
+    th.testing.assert_close(fitted(th.arange(64)), fitted(th.randperm(64)))
 
 
 @pytest.mark.parametrize("fit", ["adam", "gauss_newton"])

@@ -93,8 +93,7 @@ class CriticProblem:
     def linearize(self) -> tuple[th.Tensor, Matvec, th.Tensor]:
         """(1/B) Jᵀ(R − V), which is −½ ∇loss; v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ; and the scales of φ.
 
-        The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its
-        tensor, estimated from one product with random signs (Hutchinson).
+        The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its tensor.
         """
         linearization = self._average.keep_if_whole(self._linearization)
 
@@ -105,15 +104,9 @@ class CriticProblem:
         def curvature(v: th.Tensor) -> th.Tensor:
             return self._average(lambda rows: gauss_newton_product(linearization(rows), lambda jv: jv, v))
 
-        # signs of its own, so that a fit uses no global random numbers
-        signs = th.randint(0, 2, (len(self.returns),), generator=th.Generator().manual_seed(0)).to(self.returns) * 2 - 1
-
-        def pull_back_signs(rows: slice) -> th.Tensor:
-            at = linearization(rows)
-            return at.vjp((signs[rows].to(at.outputs[0]).view_as(at.outputs[0]),))
-
-        squares = (self._average(pull_back_signs) * len(signs) ** 0.5).square()
-        scales = th.cat([part.mean().sqrt().expand(part.numel()) for part in self.parameters.split(squares)])
+        squares = self._average(lambda rows: linearization(rows).block_squares())
+        sizes = th.tensor(self.parameters.sizes, device=squares.device)
+        scales = (squares / sizes).sqrt().repeat_interleave(sizes)
         return self._average(pull_back_errors), curvature, scales.clamp(min=_LEAST_SCALE * float(scales.max()))
 
     def _linearization(self, rows: slice) -> Linearization:

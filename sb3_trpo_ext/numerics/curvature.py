@@ -13,6 +13,8 @@ from sb3_trpo_ext.numerics.parameters import FlatParameters
 Outputs = tuple[th.Tensor, ...]
 Metric = Callable[[Outputs], Outputs]
 
+_PROBES = 4
+
 
 class Linearization(Protocol):
     """The Jacobian J of some outputs, each (B, ·), in θ (P,), at a fixed θ."""
@@ -25,6 +27,10 @@ class Linearization(Protocol):
 
     def vjp(self, u: Outputs) -> th.Tensor:
         """u ↦ Jᵀu: a vector (P,) from cotangents in the shapes of the outputs."""
+        ...
+
+    def block_squares(self) -> th.Tensor:
+        """The sum of squares of J's entries, one for every tensor of θ, in their order."""
         ...
 
 
@@ -81,6 +87,17 @@ class AutogradLinearization:
                 allow_unused=True,
             )
         )
+
+    def block_squares(self) -> th.Tensor:
+        """Estimated: ‖Jᵀu‖² of random signs u has the sum of squares as its mean (Hutchinson 1989)."""
+        # signs of its own, so that nothing here draws global random numbers
+        generator = th.Generator().manual_seed(0)
+        squares = []
+        for _ in range(_PROBES):
+            signs = (th.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1 for output in self.outputs)
+            parts = self._parameters.split(self.vjp(tuple(signs)))
+            squares.append(th.stack([part.square().sum() for part in parts]))
+        return th.stack(squares).mean(dim=0)
 
 
 def gauss_newton_product(linearization: Linearization, metric: Metric, v: th.Tensor) -> th.Tensor:

@@ -177,6 +177,25 @@ class DenseLinearization:
             if i > 0:
                 cotangent = th.mm(cotangent, self._weights[i], out=self._work[i - 1])
 
+    @th.no_grad()
+    def block_squares(self) -> th.Tensor:
+        """See ``Linearization.block_squares``. For networks with one output, whose gradient in W is an outer product."""
+        assert self.outputs[0].shape[1:] == (1,) and self._free is None, "one output a state"
+        squares = self.outputs[0].new_zeros(len(self._parameters.tensors))
+        cotangent = th.ones_like(self.outputs[0])
+        for i in range(len(self._layers) - 1, -1, -1):
+            weight_slot, bias_slot = self._slots[i]
+            if self._layers[i].activation is not None:
+                cotangent = cotangent * self._slopes[i]
+            lengths = cotangent.square().sum(dim=1)
+            if weight_slot is not None:
+                squares[weight_slot] = lengths @ self._inputs[i].square().sum(dim=1)
+            if bias_slot is not None:
+                squares[bias_slot] = lengths.sum()
+            if i > 0:
+                cotangent = cotangent @ self._weights[i]
+        return squares
+
 
 def _leaves(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
     for module in modules:

@@ -2,6 +2,7 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_trpo_ext.numerics import curvature
 from sb3_trpo_ext.numerics.curvature import AutogradLinearization, damped, gauss_newton_product, hessian_product
 from sb3_trpo_ext.numerics.dense import ELEMENTWISE, DenseLinearization, DenseNetwork
 from sb3_trpo_ext.numerics.parameters import FlatParameters
@@ -63,6 +64,18 @@ def test_a_part_of_the_layers_and_a_free_output():
     v, u = th.randn(len(parameters), dtype=th.float64), th.randn(6, 4, dtype=th.float64)
     th.testing.assert_close(th.cat(linearization.jvp(v), dim=1).reshape(-1), J @ v)
     th.testing.assert_close(linearization.vjp(u.split(2, dim=1)), u.reshape(-1) @ J)
+
+
+def test_sums_of_squares_by_tensor_agree_with_the_jacobian(monkeypatch):
+    monkeypatch.setattr(curvature, "_PROBES", 4000)
+    network, x = nn.Sequential(*network_of(nn.Tanh)[:4], nn.Linear(4, 1).double()), th.randn(6, 3, dtype=th.float64)
+    parameters = FlatParameters([network[0].bias, network[2].weight, network[0].weight, network[4].bias])
+    squares = jacobian(network(x), parameters).square().sum(dim=0)
+    expected = th.stack([part.sum() for part in parameters.split(squares)])
+    exact = DenseLinearization(DenseNetwork.read([network]), x, parameters).block_squares()
+    th.testing.assert_close(exact, expected)
+    estimated = AutogradLinearization([network(x)], parameters).block_squares()
+    th.testing.assert_close(estimated, expected, rtol=0.1, atol=0.0)
 
 
 def test_an_output_without_a_graph_has_a_zero_row():
