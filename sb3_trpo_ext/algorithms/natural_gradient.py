@@ -122,7 +122,8 @@ class NaturalGradientExt(OnPolicyExt):
         target_kl = scheduled("target_kl", self.target_kl, self._current_progress_remaining)
         step_radius: float | None = self.step_radius if in_l2 else None
         if self.adaptive_radius:
-            assert self.radius is not None
+            if self.radius is None:  # switched on after the model was set up
+                self.radius = self._radius_began_at = self._first_radius
             target_kl, step_radius = (target_kl, self.radius) if in_l2 else (self.radius, None)
         damping = 0.0 if in_l2 else self.cg_damping
         return TrustRegionSettings(

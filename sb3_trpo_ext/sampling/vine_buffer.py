@@ -85,7 +85,8 @@ class VineRolloutBuffer(RolloutBuffer):
     :param n_branch_actions: K; ``"all"`` takes every action of a small, finite space
     :param branch_length: the most steps of a branch
     :param proposal: q, from which K first actions are drawn: ``"policy"`` is π_old, ``"uniform"`` is uniform in each
-        dimension of a finite space; ``"auto"`` is π_old for Box and uniform otherwise, as in the paper
+        dimension of a finite space; ``"auto"`` is π_old for Box and uniform otherwise, as in the paper. Nothing is drawn,
+        and nothing else taken, with ``n_branch_actions="all"``
     :param common_random_numbers: whether the branches of a state share the policy's noise from their second step
         on, and the environment's seed
     :param branch_bootstrap: whether a branch that ``branch_length`` cuts goes on with V
@@ -152,6 +153,8 @@ class VineRolloutBuffer(RolloutBuffer):
             few = is_finite and math.prod(choices_of(space)) <= MOST_ENUMERATED
             expected = f"an integer for {space}: 'all' needs a finite action space of at most {MOST_ENUMERATED} actions"
             require("n_branch_actions", self.n_branch_actions, few, expected)
+            expected = "'auto' with n_branch_actions='all', where no action is drawn"
+            require("proposal", self.proposal, self.proposal == "auto", expected)
             return
         require_count("n_branch_actions", self.n_branch_actions)
         expected = "'all' or at least 2: one action's self-normalised weight is always 1"

@@ -141,6 +141,13 @@ def test_loading_with_another_radius_starts_from_it(algorithm, tmp_path):
     assert other.report.target_kl == 0.5
 
 
+def test_an_adaptive_radius_can_be_switched_on_between_two_calls_of_learn():
+    model = make(target_kl=0.004).learn(64)
+    model.adaptive_radius = True
+    model.learn(64)
+    assert model.radius is not None and model.radius != 0.004
+
+
 def test_an_adaptive_radius_shrinks_where_the_full_step_leads_to_something_not_finite():
     model = make(adaptive_radius=True, target_kl=1e30, radius_bounds=(1e-3, 1e30))
     with pytest.warns(UserWarning, match="update skipped: NaN, infinite or huge step"):

@@ -34,6 +34,7 @@ def buffer_of(observations=OBSERVATIONS, actions="discrete", cls=VineRolloutBuff
         (dict(actions="box", n_branch_actions="all"), "n_branch_actions must be an integer for Box.*finite.*got 'all'"),
         (dict(actions="box", proposal="uniform"), "proposal must be 'auto' or 'policy' for Box.*got 'uniform'"),
         (dict(proposal="random"), "proposal must be one of 'auto', 'policy', 'uniform', got 'random'"),
+        (dict(n_branch_actions="all", proposal="policy"), "proposal must be 'auto' with n_branch_actions='all'.*got 'policy'"),
         (dict(branch_length=0), "branch_length must be an integer of at least 1"),
         (dict(branch_bootstrap="yes"), "branch_bootstrap must be one of True, False"),
         (dict(common_random_numbers=None), "common_random_numbers must be one of True, False"),
