@@ -98,12 +98,17 @@ class Results:
 
 
 def time_ratio(ours: Curves, reference: Curves, clock: str) -> float:
-    """Our time to the reference's final return, over the reference's own, both on mean curves."""
-    level = float(reference.returns[:, -1].mean())
+    """Our time to the reference's final return, over the reference's own, both on mean curves; 1 where neither takes any."""
+    means = [curves.returns.mean(axis=0) for curves in (ours, reference)]
+    # of the mean curve: the mean of the last column may be a rounding error above it, and the reference never get there
+    level = float(means[1][-1])
     times = [
-        time_to_reach(level, curves.seconds[clock].mean(axis=0), curves.returns.mean(axis=0)) for curves in (ours, reference)
+        time_to_reach(level, curves.seconds[clock].mean(axis=0), mean)
+        for curves, mean in zip((ours, reference), means, strict=True)
     ]
-    return min(times[0] / max(times[1], 1e-9), NEVER)
+    if times[1] == 0.0:
+        return 1.0 if times[0] == 0.0 else NEVER
+    return min(times[0] / times[1], NEVER)
 
 
 def drawn(curves: Curves, rows: np.ndarray) -> Curves:

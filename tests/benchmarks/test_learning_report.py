@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from _learning_report import bars, index, put_into_readme, report, section, summaries_of
-from _results import PAIRS, Results, median_time_ratio, time_ratio
+from _results import NEVER, PAIRS, Curves, Results, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
 
 ENVS = ("Pendulum-v1", "Acrobot-v1")
@@ -64,6 +64,27 @@ def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
     median = median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu")
     assert median.estimate == pytest.approx(0.5 * 515.0 / 1015.0)
     assert median.low <= median.estimate <= median.high
+
+
+def curves_of(returns, seconds):
+    share = np.linspace(0.0, 1.0, returns.shape[1])
+    times = np.tile(seconds * share, (len(returns), 1))
+    return Curves(1000 * share, {"wall": times, "cpu": times}, returns)
+
+
+def test_the_reference_reaches_its_own_final_return_whatever_the_rounding():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        # ten seeds, each at its best in the end: sums in another order differ in the last digit
+        finals = (500.0 + 30.0 * rng.normal(size=(10, 1))).round(3)
+        theirs = curves_of(-200.0 + (finals + 200.0) * np.linspace(0.0, 1.0, 21), 100.0)
+        assert time_ratio(theirs, theirs, "cpu") == 1.0
+
+
+def test_a_return_that_is_there_before_training_is_no_gain_of_time():
+    flat, rising = curves_of(np.zeros((3, 5)), 10.0), curves_of(np.tile(np.linspace(-1.0, 1.0, 5), (3, 1)), 10.0)
+    assert time_ratio(flat, flat, "wall") == 1.0
+    assert time_ratio(rising, flat, "wall") == NEVER
 
 
 def test_the_section_says_what_there_is_and_what_is_not(folder):
