@@ -125,8 +125,9 @@ def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
     theirs.env.close()  # its Monitors' files
     setting = setting_of("trpo_ext_zoo", "HalfCheetah-v5")
     ours = TRPOExt(env=make_vec_env("HalfCheetah-v5", n_envs=setting.n_envs), device="cpu", **setting.arguments)
-    for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "target_kl", "critic", "critic_steps", "policy_kwargs"):
+    for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "critic", "critic_steps", "policy_kwargs"):
         assert getattr(theirs, name) == getattr(ours, name), name
+    assert [theirs.target_kl(progress) for progress in (1.0, 0.5)] == [ours.target_kl(progress) for progress in (1.0, 0.5)]
     normalize = theirs.get_vec_normalize_env()
     normalize.close()
     assert normalize.gamma == setting.normalize["gamma"] and normalize.norm_obs and normalize.norm_reward
