@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from _measure import new_figure, save_figure
-from _results import Curves, Pair, Results
+from _results import LEAST_SEEDS, Curves, Pair, Results
 from _scores import Statistic, interval, performance_profile
 from matplotlib.axes import Axes
 
@@ -33,7 +33,8 @@ def mean_with_interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def draw_curve(ax: Axes, x: np.ndarray, curves: Curves, name: str) -> None:
     mean, low, high = mean_with_interval(curves.returns)
     ax.plot(x, mean, color=COLORS[name], label=f"{name} ({len(curves.returns)})", lw=1.5)
-    ax.fill_between(x, low, high, color=COLORS[name], alpha=0.2, lw=0)
+    if len(curves.returns) >= LEAST_SEEDS:
+        ax.fill_between(x, low, high, color=COLORS[name], alpha=0.2, lw=0)
 
 
 def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str], folder: Path, name: str) -> None:
@@ -78,7 +79,7 @@ def draw_profiles(
         (pair, group, env_ids)
         for group in groups
         for pair in pairs
-        if (env_ids := results.environments(pair, groups[group])) and results.fewest(pair, *env_ids) > 1
+        if (env_ids := results.scored(pair, groups[group])) and results.fewest(pair, *env_ids) >= LEAST_SEEDS
     ]
     if not shown:
         return
