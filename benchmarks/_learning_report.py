@@ -105,7 +105,7 @@ def summaries_of(results: Results) -> dict[tuple[Pair, str], Summary]:
     found = {}
     for pair in PAIRS:
         for group in GROUPS:
-            env_ids = results.environments(pair, GROUPS[group])
+            env_ids = results.scored(pair, GROUPS[group])
             if env_ids and results.fewest(pair, *env_ids) >= LEAST_SEEDS:
                 found[pair, group] = summarize(results, pair, group, env_ids)
     return found
@@ -120,6 +120,9 @@ def section(results: Results, pair: Pair, group: str, summary: Summary | None) -
     parts = [title, markdown_table(HEADER, [environment_row(results, pair, env_id) for env_id in shown])]
     if summary is not None:
         parts.append(summary.sentences())
+    no_score = [env_id for env_id in results.environments(pair, shown) if env_id not in results.scored(pair, shown)]
+    if no_score:
+        parts.append(f"Not among the normalised scores, as sb3_contrib is not above the random policy: {', '.join(no_score)}.")
     missing = [f"{env_id} ({words})" for env_id in GROUPS[group] if (words := results.missing(pair, env_id))]
     if missing:
         parts.append(f"Not run: {'; '.join(missing)}.")
@@ -218,14 +221,17 @@ def put_into_readme(readme: Path, text: str) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """``report.md``, ``index.json`` and the pictures, beside the runs; the tables also to the screen."""
     folder: Path = arguments.folder
-    runs = read_all(folder)
+    try:
+        runs = read_all(folder)
+        results = Results(runs, arguments.seeds)
+        summaries = summaries_of(results)
+        sections = {
+            (pair, group): section(results, pair, group, summaries.get((pair, group))) for group in GROUPS for pair in PAIRS
+        }
+    except ValueError as error:
+        sys.exit(str(error))
     if not runs:
         sys.exit(f"no runs below {folder}")
-    results = Results(runs, arguments.seeds)
-    summaries = summaries_of(results)
-    sections = {
-        (pair, group): section(results, pair, group, summaries.get((pair, group))) for group in GROUPS for pair in PAIRS
-    }
     text = "\n\n".join(["# Learning runs", EXPLANATION, bars_section(results, summaries), *sections.values()]) + "\n"
     (folder / "report.md").write_text(text)
     (folder / "index.json").write_text(json.dumps(index(runs), indent=1) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,13 +49,19 @@ class Curves(NamedTuple):
 
 
 class Results:
-    """Runs by algorithm, environment and seed."""
+    """Runs by algorithm, environment and seed.
+
+    :param seeds: that are shown; the random policy's is always there
+    :raises ValueError: where runs of one algorithm on one environment differ in more than their seed
+    """
 
     def __init__(self, runs: Iterable[Run], seeds: Sequence[int]) -> None:
         self._runs: defaultdict[tuple[str, str], dict[int, Run]] = defaultdict(dict)
         for run in runs:
-            if run.about["seed"] in seeds:
+            if run.about["seed"] in seeds or run.about["algorithm"] == RANDOM:
                 self._runs[run.about["algorithm"], run.about["env"]][run.about["seed"]] = run
+        for (algorithm, env_id), found in self._runs.items():
+            _require_alike(f"{algorithm} on {env_id}", found)
 
     def seeds(self, algorithm: str, *env_ids: str) -> list[int]:
         """Those that were run on all of these environments."""
@@ -63,6 +70,14 @@ class Results:
     def environments(self, pair: Pair, env_ids: Iterable[str], least: int = LEAST_SEEDS) -> list[str]:
         """Those of which there are so many runs on both sides."""
         return [env_id for env_id in env_ids if self.fewest(pair, env_id) >= least]
+
+    def scored(self, pair: Pair, env_ids: Iterable[str]) -> list[str]:
+        """Those of ``environments`` where the reference is above the random policy: elsewhere a score has no meaning."""
+        return [
+            env_id
+            for env_id in self.environments(pair, env_ids)
+            if self.finals(pair.reference, [env_id]).mean() > self.random([env_id])[0]
+        ]
 
     def fewest(self, pair: Pair, *env_ids: str) -> int:
         """Seeds that were run on all of these environments, of the side with fewer."""
@@ -74,7 +89,13 @@ class Results:
         return np.array([[self._runs[algorithm, env_id][seed].final for env_id in env_ids] for seed in seeds])
 
     def random(self, env_ids: Sequence[str]) -> np.ndarray:
-        """Mean return of the random policy, (environments,)."""
+        """Mean return of the random policy, (environments,).
+
+        :raises ValueError: where it was not run
+        """
+        missing = [env_id for env_id in env_ids if 0 not in self._runs[RANDOM, env_id]]
+        if missing:
+            raise ValueError(f"expected a run of the random policy on {', '.join(missing)}: learning.py run --envs ...")
         return np.array([self._runs[RANDOM, env_id][0].final for env_id in env_ids])
 
     def curves(self, algorithm: str, env_id: str, seeds: Sequence[int] | None = None) -> Curves:
@@ -92,6 +113,16 @@ class Results:
             if seeds:
                 lacking.append(f"{name} {len(seeds)} of {SEEDS[pair]}")
         return ", ".join(lacking)
+
+
+def _require_alike(name: str, runs: Mapping[int, Run]) -> None:
+    """:raises ValueError: naming the seeds of each way of running, if there are several"""
+    kinds: defaultdict[str, list[int]] = defaultdict(list)
+    for seed, run in sorted(runs.items()):
+        kinds[json.dumps([run.about.get("setting"), run.rows["timesteps"].tolist()])].append(seed)
+    if len(kinds) > 1:
+        found = "\n".join(f"seeds {', '.join(map(str, seeds))}: {kind}" for kind, seeds in kinds.items())
+        raise ValueError(f"runs of {name} must share setting and steps of evaluation; move others away, got\n{found}")
 
 
 # -- times ------------------------------------------------------------------------------------------------

@@ -185,11 +185,14 @@ def returns_of(model: Any, env: VecEnv, episodes: int) -> dict[str, float]:
 # -- a run -----------------------------------------------------------------------------------------------
 
 
+COLUMNS = ("timesteps", "wall_seconds", "cpu_seconds", "mean", "std", "episodes")
+
+
 class Run(NamedTuple):
     """One file: what was run, and its evaluations; the last is that of the final policy.
 
     :param about: algorithm, env, seed, arguments, versions and the like
-    :param rows: timesteps, wall_seconds and cpu_seconds of training, mean, std, episodes
+    :param rows: ``COLUMNS``; seconds are those of training
     """
 
     about: dict[str, Any]
@@ -267,8 +270,15 @@ def write(run: Run, path: Path) -> None:
 
 
 def read(path: Path) -> Run:
+    """:raises ValueError: for a file that ``write`` has not written"""
     about, _, rows = path.read_text().partition("\n")
-    return Run(json.loads(about.removeprefix("# ")), pd.read_csv(io.StringIO(rows)))
+    try:
+        run = Run(json.loads(about.removeprefix("# ")), pd.read_csv(io.StringIO(rows)))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a line of JSON and a table of evaluations, got {about[:60]!r}...") from error
+    if run.rows.empty or not set(COLUMNS) <= set(run.rows):
+        raise ValueError(f"{path}: expected evaluations with {', '.join(COLUMNS)}, got {len(run.rows)} of {[*run.rows]}")
+    return run
 
 
 def read_all(folder: Path) -> list[Run]:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _measure import argument_parser, set_up
-from _runs import ALGORITHMS, BUDGETS, MUJOCO, RANDOM, one, path_of, read, write
+from _runs import ALGORITHMS, BUDGETS, MUJOCO, RANDOM, one, path_of, read, setting_of, write
 
 QUICK_STEPS = 2048
 QUICK = {"algos": ["trpo_ext_zoo", "sb3_contrib_zoo"], "envs": ["Pendulum-v1"], "seeds": [0, 1]}
@@ -34,9 +34,21 @@ def run_all(arguments: argparse.Namespace) -> bool:
         (algorithm, env_id, seed)
         for seed, env_id, algorithm in itertools.product(arguments.seeds, arguments.envs, arguments.algos)
     ]
-    missing = [run for run in runs if arguments.quick or not path_of(arguments.folder, *run).exists()]
+    missing = [run for run in runs if arguments.quick or not is_there(arguments, *run)]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         return all([*pool.map(lambda run: run_apart(arguments, *run), missing)])
+
+
+def is_there(arguments: argparse.Namespace, algorithm: str, env_id: str, seed: int) -> bool:
+    """Whether the run's file is there; says so where it is of another setting than the run would be."""
+    path = path_of(arguments.folder, algorithm, env_id, seed)
+    if not path.exists():
+        return False
+    about = read(path).about
+    setting = None if algorithm == RANDOM else setting_of(algorithm, env_id, arguments.conf_file)._asdict()
+    if (about.get("setting"), about["timesteps"]) != (setting, BUDGETS[env_id]):
+        print(f"{path}: passed over, though it was run with another setting", flush=True)
+    return True
 
 
 def run_apart(arguments: argparse.Namespace, algorithm: str, env_id: str, seed: int) -> bool:
@@ -73,6 +85,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--conf-file", type=Path, help="the file of trpo_ext_zoo, if not zoo_configs/trpo_ext.yml")
     parser.add_argument("--readme", type=Path, help="of report: put the table into this file too, between its marks")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
+    if arguments.conf_file is not None and not arguments.conf_file.exists():
+        parser.error(f"--conf-file: there is no {arguments.conf_file}")
     if arguments.quick and arguments.command is None:
         vars(arguments).update(QUICK)
     arguments.folder = arguments.out / ("learning-quick" if arguments.quick else "learning")

@@ -66,6 +66,46 @@ def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
     assert median.low <= median.estimate <= median.high
 
 
+def put(folder, *runs):
+    for run in runs:
+        write(run, path_of(folder, run.about["algorithm"], run.about["env"], run.about["seed"]))
+
+
+def test_seeds_may_be_chosen_without_that_of_the_random_policy(folder):
+    results = Results(read_all(folder), range(1, 4))
+    assert results.seeds("trpo_ext_zoo", "Pendulum-v1") == [1, 2, 3]
+    np.testing.assert_array_equal(results.random(ENVS), [-1000.0, -1000.0])
+
+
+def test_what_cannot_be_reported_is_named(folder):
+    def said():
+        with pytest.raises(SystemExit) as stopped:
+            report(argparse.Namespace(folder=folder, seeds=range(10), readme=None))
+        return str(stopped.value)
+
+    other = made_up("trpo_ext_zoo", "Pendulum-v1", 3, 30.0)
+    put(folder, Run({**other.about, "setting": {"arguments": {"target_kl": 0.1}}}, other.rows))
+    assert "trpo_ext_zoo on Pendulum-v1 must share" in said() and "seeds 3: [{" in said() and "seeds 0, 1, 2" in said()
+    put(folder, Run(other.about, other.rows.iloc[1:]))
+    assert "trpo_ext_zoo on Pendulum-v1 must share" in said()
+    put(folder, other)
+    path_of(folder, RANDOM, "Pendulum-v1", 0).unlink()
+    assert "expected a run of the random policy on Pendulum-v1" in said()
+    path = path_of(folder, RANDOM, "Pendulum-v1", 0)
+    for content in ("", "time,mean\n1,2\n", '# {"seed": 0}\n', '# {"seed": 0}\ntimesteps,mean\n0,1.0\n'):
+        path.write_text(content)
+        assert f"{path}: expected" in said()
+
+
+def test_an_environment_where_the_reference_learned_nothing_has_no_score(folder):
+    put(folder, made_up(RANDOM, "Pendulum-v1", 0, -400.0))  # sb3_contrib: -485
+    results, group = results_of(folder), "Classic control and Box2D"
+    summary = summaries_of(results)[PAIRS[0], group]
+    assert summary.env_ids == ["Acrobot-v1"]
+    text = section(results, PAIRS[0], group, summary)
+    assert "sb3_contrib is not above the random policy: Pendulum-v1." in text and "| Pendulum-v1" in text
+
+
 def curves_of(returns, seconds):
     share = np.linspace(0.0, 1.0, returns.shape[1])
     times = np.tile(seconds * share, (len(returns), 1))

@@ -1,19 +1,23 @@
 """A learning run: evaluation leaves training alone, files keep what was run, settings are the Zoo's."""
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rl_zoo3
 import torch as th
 import yaml
 from _runs import (
     BUDGETS,
+    COLUMNS,
     FINAL_EPISODES,
     RANDOM,
     Clock,
     Evaluation,
+    Run,
     Setting,
     evaluation_env,
     learn,
@@ -24,6 +28,7 @@ from _runs import (
     setting_of,
     write,
 )
+from learning import is_there
 from sb3_contrib import TRPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -31,6 +36,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_trpo_ext import TRPOExt
 
 ZOO = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
+ROWS = pd.DataFrame([dict.fromkeys(COLUMNS, 1.0)])
 SMALL = Setting({"policy": "MlpPolicy", "n_steps": 64}, 2, {"gamma": 0.9})
 
 
@@ -131,3 +137,17 @@ def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
     normalize = theirs.get_vec_normalize_env()
     normalize.close()
     assert normalize.gamma == setting.normalize["gamma"] and normalize.norm_obs and normalize.norm_reward
+
+
+def test_a_file_of_another_setting_is_passed_over_and_said(tmp_path, capsys):
+    arguments = argparse.Namespace(folder=tmp_path, conf_file=None)
+    run = Run({"algorithm": "trpo_ext_zoo", "env": "CartPole-v1", "seed": 0, "timesteps": BUDGETS["CartPole-v1"]}, ROWS)
+    assert not is_there(arguments, "trpo_ext_zoo", "CartPole-v1", 0)
+    setting = setting_of("trpo_ext_zoo", "CartPole-v1")._asdict()
+    for found, said in ((setting, ""), ({**setting, "n_envs": 7}, "passed over, though")):
+        write(Run({**run.about, "setting": found}, run.rows), path_of(tmp_path, "trpo_ext_zoo", "CartPole-v1", 0))
+        assert is_there(arguments, "trpo_ext_zoo", "CartPole-v1", 0)
+        output = capsys.readouterr().out
+        assert said in output and bool(said) == bool(output)
+    write(one(RANDOM, "CartPole-v1", 0, BUDGETS["CartPole-v1"]), path_of(tmp_path, RANDOM, "CartPole-v1", 0))
+    assert is_there(arguments, RANDOM, "CartPole-v1", 0) and capsys.readouterr().out == ""
