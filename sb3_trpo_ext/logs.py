@@ -65,12 +65,17 @@ def read_tensorboard(folder: Path) -> Log:
 
     :raises FileNotFoundError: where there is no TensorBoard event file
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     files = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise FileNotFoundError(f"no TensorBoard event file below {folder}")
-    events = EventAccumulator(str(files[-1]), size_guidance={"scalars": 0})
+    return _read_events(files[-1].parent)
+
+
+def _read_events(folder: Path) -> Log:
+    """The scalars of all event files in a folder: training that goes on writes another."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     points: Points = defaultdict(list)
     for tag in events.Tags()["scalars"]:
@@ -90,7 +95,7 @@ def read_runs(folder: Path) -> list[Log]:
     events = {path.parent for path in folder.rglob("events.out.tfevents.*")} - tables.keys()
     if not tables and not events:
         raise FileNotFoundError(f"no progress.csv and no TensorBoard event file below {folder}")
-    return [*map(read_progress, tables.values()), *map(read_tensorboard, sorted(events))]
+    return [*map(read_progress, tables.values()), *map(_read_events, sorted(events))]
 
 
 def across_runs(runs: Sequence[Log], key: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -47,6 +47,19 @@ def test_a_picture_of_a_tensorboard_run(tmp_path):
     assert (tmp_path / "run.png").read_bytes().startswith(PNG)
 
 
+def test_training_that_went_on_is_one_run(tmp_path):
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu", tensorboard_log=str(tmp_path))
+    for _ in range(2):
+        model.learn(128, reset_num_timesteps=False)
+        model.logger.close()
+    (folder,) = tmp_path.iterdir()
+    assert len([*folder.iterdir()]) == 2
+    train(folder / "newer", ["tensorboard"])
+    went_on, newer = read_runs(tmp_path)
+    assert went_on["time/fps"].steps.tolist() == newer["time/fps"].steps.tolist() == [64, 128, 192, 256]
+    assert not np.array_equal(went_on["train/entropy"].values, newer["train/entropy"].values)
+
+
 def test_every_panel_shows_what_was_logged(seeds):
     runs = read_runs(seeds)
     axes = axes_by_title(draw_page({"seeds": runs[:1]}))
