@@ -11,14 +11,14 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from sb3_trpo_ext.checks import require_count
-from sb3_trpo_ext.logs import Log, Points, across_runs, as_log, number_of, read_runs
+from sb3_trpo_ext.checks import require, require_count
+from sb3_trpo_ext.logs import Log, Points, Series, across_runs, as_log, number_of, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,8 +82,9 @@ def draw_page(groups: Mapping[str, Sequence[Log]]) -> Figure:
     from matplotlib.figure import Figure
 
     shape = (2, len(PANELS) // 2) if len(groups) == 1 else (len(PANELS), len(groups))
+    common: Literal["row", "none"] = "row" if len(groups) > 1 else "none"
     figure = Figure(figsize=(4.6 * shape[1], 3.3 * shape[0]), layout="constrained")
-    axes = figure.subplots(*shape, squeeze=False, sharey="row" if len(groups) > 1 else False)
+    axes = figure.subplots(*shape, squeeze=False, sharex=common, sharey=common)
     # rows are panels, columns are groups
     for row, panel in zip(axes.reshape(len(PANELS), len(groups)), PANELS, strict=True):
         for ax, (title, runs) in zip(row, groups.items(), strict=True):
@@ -96,6 +97,8 @@ def draw_page(groups: Mapping[str, Sequence[Log]]) -> Figure:
 
 
 def _draw_panel(ax: Axes, panel: Panel, runs: Sequence[Log]) -> None:
+    if not panel.lines:
+        runs = _with_all_outcomes(runs)
     lines = panel.lines or _outcome_lines(runs)
     drawn = _draw_stack(ax, lines, runs) if panel.stacked else [_draw_line(ax, line, runs) for line in lines]
     if any(drawn):
@@ -105,6 +108,19 @@ def _draw_panel(ax: Axes, panel: Panel, runs: Sequence[Log]) -> None:
     ax.set(xlabel="timesteps", ylabel=panel.unit, yscale=panel.scale)
     ax.locator_params(axis="x", nbins=5)
     ax.grid(alpha=0.3)
+
+
+def _with_all_outcomes(runs: Sequence[Log]) -> list[Log]:
+    """The outcomes of each run, 0 until they come up: they are logged from then on, and not by a run without them."""
+    keys = {key for run in runs for key in run if key.startswith("outcome/")}
+    counted: list[Log] = []
+    for run in runs:
+        logged = {key: run[key] for key in keys & run.keys()}
+        if logged:
+            steps = np.unique(np.concatenate([series.steps for series in logged.values()]))
+            absent = Series(steps, np.zeros(len(steps)))
+            counted.append({key: Series(steps, np.interp(steps, *logged.get(key, absent), left=0.0)) for key in keys})
+    return counted
 
 
 def _outcome_lines(runs: Sequence[Log]) -> list[Line]:
@@ -119,7 +135,8 @@ def _draw_line(ax: Axes, line: Line, runs: Sequence[Log]) -> bool:
     if found is None:
         return False
     steps, values = found
-    (drawn,) = ax.plot(steps, np.median(values, axis=0), line.style, label=line.label, lw=1.3, ms=3.0)
+    style = line.style if len(steps) > 1 else line.style.rstrip("-.") + "."  # a line through one point is not seen
+    (drawn,) = ax.plot(steps, np.median(values, axis=0), style, label=line.label, lw=1.3, ms=3.0)
     if len(values) > 1:
         ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=drawn.get_color(), alpha=0.2, lw=0)
     return True
@@ -136,8 +153,21 @@ def _draw_stack(ax: Axes, lines: Sequence[Line], runs: Sequence[Log]) -> list[bo
     return [True]
 
 
+def require_picture(picture: Path) -> None:
+    """:raises ValueError: for a name that does not end as a picture's"""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    ending = picture.suffix.removeprefix(".").lower()
+    require("picture", str(picture), ending in known, f"a file name that ends in one of {', '.join(sorted(known))}")
+
+
 def save_page(groups: Mapping[str, Sequence[Log]], picture: Path) -> None:
-    """Draw the page into a file, which is there whole or as it was before."""
+    """Draw the page into a file, which is there whole or as it was before.
+
+    :raises ValueError: for a name that does not end as a picture's
+    """
+    require_picture(picture)
     unfinished = picture.with_name(f".unfinished-{picture.name}")
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw_page(groups).savefig(unfinished, dpi=110)
@@ -181,13 +211,14 @@ class TrainingPage(BaseCallback):
 
     :param picture: the file to write
     :param every: how many times SB3's logger writes (once an iteration by default) between two pages
-    :raises ValueError: for an ``every`` below 1
+    :raises ValueError: for an ``every`` below 1, or a file name that does not end as a picture's
     """
 
     def __init__(self, picture: str | Path, every: int = 20, verbose: int = 0) -> None:
         super().__init__(verbose)
         require_count("every", every)
         self.picture = Path(picture)
+        require_picture(self.picture)
         self.every = every
         self._recorder = _Recorder()
 
@@ -222,6 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training.png"), help="the picture to write (training.png)")
     arguments = parser.parse_args()
     try:
+        require_picture(arguments.out)
         groups = {str(folder): read_runs(folder) for folder in arguments.folders}
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))

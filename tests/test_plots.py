@@ -7,7 +7,7 @@ import pytest
 from stable_baselines3.common.logger import configure
 
 from sb3_trpo_ext import TRPOExt
-from sb3_trpo_ext.logs import read_runs, read_tensorboard
+from sb3_trpo_ext.logs import Series, read_runs, read_tensorboard
 from sb3_trpo_ext.plots import PANELS, TrainingPage, draw_page, draw_training, main
 from tests.envs import Walk, limited
 
@@ -82,12 +82,42 @@ def test_seeds_are_a_median_with_a_band(seeds):
     assert edges.min() == pytest.approx(values.min()) and edges.max() == pytest.approx(values.max())
 
 
+def series(steps, values):
+    return Series(np.array(steps, dtype=float), np.array(values, dtype=float))
+
+
+def test_an_outcome_is_counted_from_0_in_every_run():
+    runs = [{"outcome/accepted": series([1, 2, 3], [1, 2, 3])} for _ in range(2)]
+    runs.append({"outcome/accepted": series([1, 2, 3], [1, 1, 2]), "outcome/no_improvement": series([2, 3], [1, 1])})
+    ax = axes_by_title(draw_page({"seeds": runs}))["Outcomes of the updates"]
+    drawn = {line.get_label(): line.get_xydata().T.tolist() for line in ax.lines}
+    assert drawn == {"accepted": [[1, 2, 3], [1, 2, 3]], "no improvement": [[1, 2, 3], [0, 0, 0]]}
+    assert [band.get_paths()[0].vertices[:, 1].max() for band in ax.collections] == [3.0, 1.0]
+
+
+def test_a_single_point_is_seen():
+    run = {key: series([64], [1]) for key in ("rollout/ep_rew_mean", "trust_region/target_kl", "train/kl_divergence_loss")}
+    drawn = [line for ax in draw_page({"one": [run]}).axes for line in ax.lines]
+    assert len(drawn) == 3 and all(line.get_marker() == "." for line in drawn)
+
+
+def test_a_file_name_that_is_no_picture_is_refused_before_training(tmp_path, seeds, monkeypatch, capsys):
+    for name in ("page", "page.xyz"):
+        with pytest.raises(ValueError, match=f"picture must be a file name that ends in one of .*png.*{name}"):
+            TrainingPage(tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["plots", str(seeds), "--out", str(tmp_path / "page")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "ends in one of" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_two_settings_stand_side_by_side_on_one_scale(seeds):
     runs = read_runs(seeds)
-    figure = draw_page({"a": runs[:1], "b": [{"rollout/ep_rew_mean": runs[1]["rollout/ep_rew_mean"]}]})
+    figure = draw_page({"a": runs[:1], "b": [{"rollout/ep_rew_mean": series([64, 4096], [-1.0, 0.0])}]})
     axes = axes_by_title(figure)
     assert len(axes) == 2 * len(PANELS)
     assert axes["a: Return"].get_ylim() == axes["b: Return"].get_ylim()
+    assert axes["a: Return"].get_xlim() == axes["b: Return"].get_xlim()
     # a run of another library logs less, which is said
     assert [text.get_text() for text in axes["b: Where the time went"].texts] == ["not logged"]
 
