@@ -23,6 +23,7 @@ def sample_trpo_ext_params(
     return convert_params(
         {
             **_sample_shared(trial),
+            **_sample_critic(trial),
             "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
             "cg_damping": trial.suggest_float("cg_damping", 0.001, 1.0, log=True),
         }
@@ -34,6 +35,7 @@ def sample_npg_ext_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     return convert_params(
         {
             **_sample_shared(trial),
+            **_sample_critic(trial),
             "target_kl": trial.suggest_float("target_kl", 0.001, 0.05, log=True),
             "cg_damping": trial.suggest_float("cg_damping", 0.01, 1.0, log=True),
         }
@@ -47,6 +49,7 @@ def sample_kl_ppo_ext_params(
     return convert_params(
         {
             **_sample_shared(trial),
+            **_sample_adam(trial),
             "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 7),
             "n_epochs": trial.suggest_int("n_epochs", 3, 20),
             "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
@@ -60,10 +63,23 @@ def _sample_shared(trial: optuna.Trial) -> dict[str, Any]:
         "n_steps_pow": trial.suggest_int("n_steps_pow", 7, 12),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 0.1, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
-        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+
+
+def _sample_critic(trial: optuna.Trial) -> dict[str, Any]:
+    """By name, as a file's entry may have chosen one, and each with what it makes use of."""
+    critic = trial.suggest_categorical("critic", ["gauss_newton", "adam"])
+    if critic == "adam":
+        return {"critic": critic, **_sample_adam(trial)}
+    return {"critic": critic, "critic_steps": trial.suggest_int("critic_steps", 1, 5)}
+
+
+def _sample_adam(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
     }
 
 

@@ -81,8 +81,11 @@ def test_resume(trained):
     folder, _ = trained
     model = "logs/trpo_ext/CartPole-v1_1/CartPole-v1.zip"
     zoo("train", "--algo", "trpo_ext", "--env", "CartPole-v1", "-i", model, "-n", 1024, "--eval-freq", -1, cwd=folder)
-    resumed = TRPOExt.load(folder / "logs/trpo_ext/CartPole-v1_2/CartPole-v1.zip", device="cpu")
-    assert resumed.num_timesteps >= 1024
+    trained_once, resumed = (
+        TRPOExt.load(folder / f"logs/trpo_ext/CartPole-v1_{n}/CartPole-v1.zip", device="cpu") for n in (1, 2)
+    )
+    # the Zoo counts timesteps anew; updates go on from the model's
+    assert resumed._n_updates == trained_once._n_updates + 1 == 3
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -230,6 +233,7 @@ def test_the_sampler_gives_arguments_that_the_constructor_takes(algorithm):
     study = optuna.create_study()
     for _ in range(5):
         sampled = SAMPLERS[algorithm](study.ask(), 2, 1, {})
+        # warnings are errors here: nothing is sampled that the critic makes no use of
         ALGORITHMS[algorithm]("MlpPolicy", Walk(), device="cpu", **sampled)
     register()
     register()
@@ -238,6 +242,17 @@ def test_the_sampler_gives_arguments_that_the_constructor_takes(algorithm):
 
     assert ALGOS[algorithm] is ALGORITHMS[algorithm]
     assert HYPERPARAMS_CONVERTER[algorithm] is convert_params
+
+
+@pytest.mark.parametrize("algorithm", ["trpo_ext", "npg_ext"])
+def test_both_critics_are_searched_whatever_the_entry(algorithm):
+    study, found = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), set()
+    for _ in range(10):
+        sampled = SAMPLERS[algorithm](study.ask(), 2, 1, {})
+        found.add(
+            ALGORITHMS[algorithm](env=Walk(), device="cpu", **{"policy": "MlpPolicy", "critic": "adam", **sampled}).critic
+        )
+    assert found == {"gauss_newton", "adam"}
 
 
 def test_a_step_that_nothing_shortens_is_sampled_smaller():
