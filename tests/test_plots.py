@@ -1,6 +1,8 @@
 """The page is drawn from what real runs logged, whichever way they logged it."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from stable_baselines3.common.logger import configure
 from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.logs import Series, read_runs, read_tensorboard
 from sb3_trpo_ext.plots import PANELS, TrainingPage, draw_page, draw_training, main
+from sb3_trpo_ext.steps import StepOutcome
 from tests.envs import Walk, limited
 
 PNG = b"\x89PNG"
@@ -45,6 +48,13 @@ def test_a_picture_of_a_tensorboard_run(tmp_path):
     np.testing.assert_allclose(log["trust_region/target_kl"].values, 0.03, rtol=1e-6)
     draw_training(tmp_path, tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(PNG)
+
+
+def test_the_page_of_advice_has_every_outcome():
+    table = (Path(__file__).parents[1] / "docs" / "diagnostics.md").read_text().partition("## Outcomes")[2]
+    words = re.split(r"[|,;\n]", table)
+    named = {word.strip() for word in words} | {f"non finite {word.strip()}" for word in words}
+    assert {outcome.replace("_", " ") for outcome in StepOutcome} <= named
 
 
 def test_training_that_went_on_is_one_run(tmp_path):
