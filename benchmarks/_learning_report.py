@@ -133,50 +133,82 @@ def section(results: Results, pair: Pair, group: str, summary: Summary | None) -
 
 
 class Bar(NamedTuple):
-    """What was to be reached, what was, and by how many seeds."""
+    """What was to be reached, what was, and by how many seeds.
+
+    :param stretch: whether what was hoped for beyond the bar was reached too; None where there is nothing beyond
+    """
 
     what: str
     reached: str
     met: bool
     seeds: str
+    stretch: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        return "stretch met" if self.met and self.stretch else "met" if self.met else "missed"
+
+
+STRETCH = {"HalfCheetah-v5": 6000.0, "Hopper-v5": 3372.0, "Walker2d-v5": 4933.0, "Swimmer-v5": 359.0}
+"""Returns published for PPO (HalfCheetah) and sb3_contrib.TRPO (the others), on v3."""
 
 
 def bars(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> list[Bar]:
     """What the project set out to reach, as far as there are runs to say."""
-    found = []
     zoo, norm = summaries.get((PAIRS[0], "MuJoCo")), summaries.get((PAIRS[2], "MuJoCo"))
+    found = []
     if zoo is not None:
-        seeds = f"{min(zoo.n_seeds)} of {SEEDS[PAIRS[0]]} on {len(zoo.env_ids)} of {len(GROUPS['MuJoCo'])} environments"
-        iqm_met = bool(zoo.iqm.low > 1.0 and zoo.iqm.estimate >= 1.3)
-        found += [
-            Bar("MuJoCo, Zoo files: IQM ≥ 1.3 and its interval above 1", str(zoo.iqm), iqm_met, seeds),
-            Bar("the same: time to their final return ≤ 1/3, CPU", str(zoo.cpu_ratio), zoo.cpu_ratio.estimate <= 1 / 3, seeds),
-            Bar("the same, wall-clock", str(zoo.wall_ratio), zoo.wall_ratio.estimate <= 1 / 3, seeds),
-        ]
+        found += zoo_bars(zoo)
     if norm is not None:
-        seeds = f"{min(norm.n_seeds)} of {SEEDS[PAIRS[2]]} on {len(norm.env_ids)} of {len(GROUPS['MuJoCo'])} environments"
-        found.append(
-            Bar("MuJoCo, defaults, normalised observations: IQM ≥ 1", str(norm.iqm), bool(norm.iqm.estimate >= 1.0), seeds)
-        )
-    for env_id in [env_id for group in GROUPS.values() for env_id in results.environments(PAIRS[0], group)]:
-        found.append(environment_bar(results, env_id))
+        what = "MuJoCo, defaults, normalised observations: IQM ≥ 1"
+        found.append(Bar(what, str(norm.iqm), bool(norm.iqm.estimate >= 1.0), seeds_in_words(norm)))
+    env_ids = [env_id for group in GROUPS.values() for env_id in results.environments(PAIRS[0], group)]
+    if env_ids:
+        found.append(no_worse_bar(results, env_ids))
+    return found + [mean_bar(results, env_id) for env_id in env_ids]
+
+
+def seeds_in_words(summary: Summary) -> str:
+    n_environments = f"{len(summary.env_ids)} of {len(GROUPS[summary.group])} environments"
+    return f"{min(summary.n_seeds)} of {SEEDS[summary.pair]} on {n_environments}"
+
+
+def zoo_bars(zoo: Summary) -> list[Bar]:
+    seeds, iqm = seeds_in_words(zoo), zoo.iqm
+    what = "MuJoCo, Zoo files: IQM ≥ 1.3 (stretch 1.6) and its interval above 1"
+    found = [Bar(what, str(iqm), bool(iqm.low > 1.0 and iqm.estimate >= 1.3), seeds, bool(iqm.estimate >= 1.6))]
+    for clock, ratio in (("CPU", zoo.cpu_ratio), ("wall-clock", zoo.wall_ratio)):
+        what = f"the same: time to their final return, {clock} ≤ 1/3 (stretch 1/5)"
+        found.append(Bar(what, str(ratio), bool(ratio.estimate <= 1 / 3), seeds, bool(ratio.estimate <= 1 / 5)))
     return found
 
 
-def environment_bar(results: Results, env_id: str) -> Bar:
-    """Zoo files: mean at least theirs, and not significantly worse."""
-    ours, reference = (results.finals(name, [env_id]) for name in (PAIRS[0].ours, PAIRS[0].reference))
-    improvement = interval(probability_of_improvement, ours, reference, effort=0.2)
+def no_worse_bar(results: Results, env_ids: list[str]) -> Bar:
+    """Over environments with enough runs: P(improvement) nowhere wholly under 0.5."""
+    chances = {}
+    for env_id in env_ids:
+        ours, reference = (results.finals(name, [env_id]) for name in (PAIRS[0].ours, PAIRS[0].reference))
+        chances[env_id] = interval(probability_of_improvement, ours, reference, effort=0.2)
+    worse = [env_id for env_id, chance in chances.items() if chance.high < 0.5]
+    seeds = f"at least {min(results.fewest(PAIRS[0], env_id) for env_id in env_ids)} of {SEEDS[PAIRS[0]]}"
+    what = "Zoo files: no environment significantly worse, P(improvement) nowhere wholly under 0.5"
+    return Bar(what, ", ".join(worse) or "none", not worse, f"{seeds} on {len(env_ids)} environments")
+
+
+def mean_bar(results: Results, env_id: str) -> Bar:
+    ours, reference = (results.finals(name, [env_id]).mean() for name in (PAIRS[0].ours, PAIRS[0].reference))
+    stretch = STRETCH.get(env_id)
     return Bar(
-        f"{env_id}, Zoo files: mean ≥ theirs, P(improvement) not wholly under 0.5",
-        f"{ours.mean():.1f} against {reference.mean():.1f}; {improvement}",
-        bool(ours.mean() >= reference.mean() and improvement.high >= 0.5),
+        f"{env_id}, Zoo files: mean ≥ theirs" + ("" if stretch is None else f" (stretch {stretch:.0f})"),
+        f"{ours:.1f} against {reference:.1f}",
+        bool(ours >= reference),
         f"{results.fewest(PAIRS[0], env_id)} of {SEEDS[PAIRS[0]]}",
+        None if stretch is None else bool(ours >= stretch),
     )
 
 
 def bars_section(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> str:
-    rows = [(bar.what, bar.reached, "met" if bar.met else "missed", bar.seeds) for bar in bars(results, summaries)]
+    rows = [(bar.what, bar.reached, bar.verdict, bar.seeds) for bar in bars(results, summaries)]
     if not rows:
         return f"### Bars\n\nFewer than {LEAST_SEEDS} seeds of anything: no verdict."
     return "### Bars\n\n" + markdown_table(("", "reached", "", "seeds"), rows)
@@ -203,7 +235,7 @@ Return: mean over 20 deterministic episodes with the final policy; mean ± stand
 seeds). Normalised score: (return − random) / (mean of sb3_contrib − random). Square brackets: 95% intervals of a
 stratified bootstrap, both sides resampled. Times are of training alone, on a shared machine: CPU time says more than
 wall-clock. `time to their final return`: when our mean curve first reaches the mean final return of sb3_contrib, over
-when its own does."""
+when its own does; between evaluations curves are straight, so that below a twentieth of the budget the ratio is coarse."""
 
 
 README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")

@@ -14,12 +14,16 @@ from sb3_trpo_ext.zoo.registration import config_path, register
 ENV_ID = "CartPole-v1"
 
 
-def train(out: Path, seed: int) -> Path:
-    """Train with the Zoo's ``train`` verb; the folder of the run."""
+def train(out: Path, seed: int) -> tuple[Path, Path]:
+    """Train with the Zoo's ``train`` verb; the folders of this run and of its TensorBoard log, not earlier ones'."""
     from rl_zoo3.train import train as zoo_train
 
     runs = out / "zoo"
-    before = set(runs.glob(f"trpo_ext/{ENV_ID}_*"))
+
+    def folders() -> list[set[Path]]:
+        return [set(out.glob(pattern)) for pattern in (f"zoo/trpo_ext/{ENV_ID}_*", f"tensorboard/{ENV_ID}/*")]
+
+    before = folders()
     sys.argv = [
         "train",
         *("--algo", "trpo_ext", "--env", ENV_ID, "--seed", str(seed)),
@@ -28,8 +32,8 @@ def train(out: Path, seed: int) -> Path:
         "-P",
     ]
     zoo_train()
-    (run,) = set(runs.glob(f"trpo_ext/{ENV_ID}_*")) - before
-    return run
+    (run,), (log,) = (after - earlier for after, earlier in zip(folders(), before, strict=True))
+    return run, log
 
 
 def main() -> None:
@@ -44,14 +48,14 @@ def main() -> None:
     arguments = parser.parse_args()
     th.set_num_threads(1)
     register()
-    run = train(arguments.out, arguments.seed)
+    run, log = train(arguments.out, arguments.seed)
     model = TRPOExt.load(run / f"{ENV_ID}.zip", device="cpu")
     env = make_vec_env(ENV_ID, seed=10_000 + arguments.seed)
     mean, spread = evaluate_policy(model, env, n_eval_episodes=20)
     saved = arguments.out / "cartpole.zip"
     model.save(saved)
     picture = arguments.out / "cartpole.png"
-    draw_training(arguments.out / "tensorboard" / ENV_ID, picture)
+    draw_training(log, picture)
     print(f"\n20 deterministic episodes with the final policy: {mean:.1f} ± {spread:.1f} (500 is the most there is)")
     print(f"model: {saved}\npicture: {picture}")
 

@@ -142,8 +142,9 @@ def test_the_section_says_what_there_is_and_what_is_not(folder):
 
 def test_bars_are_judged_by_what_was_run(folder):
     results = results_of(folder)
-    met = {bar.what.partition(",")[0]: bar.met for bar in bars(results, summaries_of(results))}
-    assert met == {"Pendulum-v1": True, "Acrobot-v1": False}
+    no_worse, *means = bars(results, summaries_of(results))
+    assert not no_worse.met and no_worse.reached == "Acrobot-v1"
+    assert {bar.what.partition(",")[0]: bar.verdict for bar in means} == {"Pendulum-v1": "met", "Acrobot-v1": "missed"}
     for seed in range(3):
         runs = [made_up(RANDOM, "Hopper-v5", 0, -1000.0)]
         runs += [made_up("sb3_contrib_zoo", "Hopper-v5", seed, 0.0), made_up("trpo_ext_zoo", "Hopper-v5", seed, 500.0)]
@@ -154,6 +155,8 @@ def test_bars_are_judged_by_what_was_run(folder):
     # 1500 / 1000 of theirs, reached after two thirds of their time
     assert iqm.met and iqm.reached.startswith("1.50 ") and iqm.seeds == "3 of 10 on 1 of 4 environments"
     assert not cpu.met and cpu.reached.startswith("0.67 ") and not wall.met
+    assert [iqm.verdict, cpu.verdict] == ["met", "missed"]
+    assert iqm._replace(stretch=True).verdict == "stretch met" and cpu._replace(stretch=True).verdict == "missed"
 
 
 def test_the_index_names_each_way_of_running_once(folder):
