@@ -141,7 +141,8 @@ def compatible_weights(policy: nn.Module, values: PolicyValues) -> np.ndarray:
     """
     weights = np.sqrt(values.rho[:, None] * values.pi)
     psi = (weights[..., None] * scores(policy, len(values.V))).reshape(values.Q.size, -1)
-    return np.linalg.lstsq(psi, (weights * values.A).reshape(-1), rcond=None)[0]
+    # NumPy's own threshold is one rounding error, and what should be zero may be above it
+    return np.linalg.lstsq(psi, (weights * values.A).reshape(-1), rcond=1e-13)[0]
 
 
 def compatible_function(policy: nn.Module, weights: np.ndarray, n_states: int) -> np.ndarray:
