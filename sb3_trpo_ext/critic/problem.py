@@ -93,7 +93,8 @@ class CriticProblem:
     def linearize(self) -> tuple[th.Tensor, Matvec, th.Tensor]:
         """(1/B) Jᵀ(R − V), which is −½ ∇loss; v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ; and the scales of φ.
 
-        The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its tensor.
+        The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its tensor:
+        exact where V is a dense network, else estimated (``AutogradLinearization.block_squares``).
         """
         linearization = self._average.keep_if_whole(self._linearization)
 
