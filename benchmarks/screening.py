@@ -1,0 +1,165 @@
+"""Which of several choices move the return on MuJoCo: a fractional factorial design, one process a run, resumable.
+
+    python benchmarks/screening.py run --jobs 2
+    python benchmarks/screening.py report
+
+Seven choices with two levels each in 16 runs (2^(7-3), resolution IV: no main effect is confounded with another
+or with what two choices do together, but the latter are with one another). Every run has a seed of its own, none of
+which is reported as a benchmark result. A main effect is the mean over the runs with the one level less the mean
+over those with the other, so that all runs bear on each choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _measure import argument_parser, print_table, set_up
+from _runs import BUDGETS, Run, Setting, learn, path_of, read, sources, versions, write
+
+DIMENSIONS = {"HalfCheetah-v5": 6, "Hopper-v5": 3, "Walker2d-v5": 6}
+"""Of actions: radius and damping are in true KL, which adds them up."""
+FIRST_SEED = 110
+QUICK_STEPS = 2048
+
+CHOICES = {
+    "damping": ("0.1 per dimension", "0.02"),
+    "gae_lambda": ("0.95", "0.975"),
+    "gamma": ("0.99", "0.995"),
+    "n_steps": ("2 x 1024", "2 x 512"),
+    "log_std_init": ("0", "-0.5"),
+    "critic": ("64x64, 2 steps", "128x128, 4 steps"),
+    "radius": ("0.02 per dimension, falling", "0.04"),
+}
+"""Levels by name, the low one first."""
+
+
+def design() -> np.ndarray:
+    """Levels of the runs, (16, 7), 0 or 1: a full design in four choices, and three products of signs."""
+    signs = np.array([*itertools.product((-1, 1), repeat=4)])
+    a, b, c, d = signs.T
+    return (np.column_stack([signs, a * b * c, b * c * d, a * c * d]) + 1) // 2
+
+
+def setting(levels: np.ndarray, n_dimensions: int) -> Setting:
+    """What a run is made of.
+
+    :param levels: of ``CHOICES``, (7,)
+    """
+    high = dict(zip(CHOICES, map(bool, levels), strict=True))
+    gamma = 0.995 if high["gamma"] else 0.99
+    width = 128 if high["critic"] else 64
+    arguments: dict[str, Any] = {
+        "policy": "MlpPolicy",
+        "n_steps": 512 if high["n_steps"] else 1024,
+        "gamma": gamma,
+        "gae_lambda": 0.975 if high["gae_lambda"] else 0.95,
+        "target_kl": f"lin_{(0.04 if high['radius'] else 0.02) * n_dimensions:g}",
+        "cg_damping": (0.02 if high["damping"] else 0.1) * n_dimensions,
+        "critic": "gauss_newton",
+        "critic_steps": 4 if high["critic"] else 2,
+        "policy_kwargs": {
+            "log_std_init": -0.5 if high["log_std_init"] else 0.0,
+            "net_arch": {"pi": [64, 64], "vf": [width, width]},
+        },
+    }
+    return Setting(arguments, 2, {"gamma": gamma})
+
+
+def run_here(arguments: argparse.Namespace) -> None:
+    """The one run that the arguments name, in this process."""
+    (env_id,), (row,) = arguments.envs, arguments.rows
+    levels, n_timesteps = design()[row], QUICK_STEPS if arguments.quick else BUDGETS[env_id]
+    run = learn("trpo_ext_zoo", env_id, FIRST_SEED + row, n_timesteps, setting(levels, DIMENSIONS[env_id]))
+    about = {"env": env_id, "seed": FIRST_SEED + row, "timesteps": n_timesteps, "levels": levels.tolist()}
+    whole = Run({**about, **run.about, "sources": sources(), "versions": versions()}, run.rows)
+    write(whole, path_of(arguments.folder, "runs", env_id, row))
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Run what is missing, ``jobs`` processes at a time."""
+
+    def run_apart(row: int, env_id: str) -> None:
+        path = path_of(arguments.folder, "runs", env_id, row)
+        if path.exists() and not arguments.quick:
+            return
+        command = [sys.executable, "-W", "ignore", __file__, "one", "--out", str(arguments.out)]
+        command += ["--envs", env_id, "--rows", str(row), *(["--quick"] if arguments.quick else [])]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        run = read(path)
+        print(f"{env_id:16} {row:3}  return {run.final:8.1f}  {run.rows['wall_seconds'].iloc[-1]:5.0f} s", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda spec: run_apart(*spec), itertools.product(arguments.rows, arguments.envs)))
+
+
+def effects(levels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """Main effects, (choices,), by least squares, and the standard error that they share.
+
+    :param levels: (runs, choices), 0 or 1
+    :param scores: (runs,)
+    """
+    columns = np.column_stack([np.ones(len(levels)), levels - 0.5])
+    coefficients, *_ = np.linalg.lstsq(columns, scores, rcond=None)
+    freedom = len(scores) - columns.shape[1]
+    residuals = scores - columns @ coefficients
+    error = np.sqrt((residuals @ residuals) / max(freedom, 1) * 4 / len(scores)) if freedom > 0 else np.nan
+    return coefficients[1:], float(error)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Main effects as a share of the mean return: on each environment, and their mean."""
+    for title, score_of in (("final policy", lambda run: run.final), ("mean over training", mean_of_curve)):
+        columns, errors = [], []
+        for env_id in arguments.envs:
+            paths = [path_of(arguments.folder, "runs", env_id, row) for row in range(len(design()))]
+            found = [(row, read(path)) for row, path in enumerate(paths) if path.exists()]
+            scores = np.array([score_of(run) for _, run in found])
+            of_env, error = effects(design()[[row for row, _ in found]], scores)
+            columns.append(of_env / scores.mean())
+            errors.append(error / scores.mean())
+            print(f"{env_id}, {title}: {len(found)} runs, mean {scores.mean():.0f} ± {scores.std(ddof=1):.0f}")
+        pooled = np.mean(columns, axis=0)
+        rows = [
+            (f"{name}: {high} against {low}", *(f"{100 * column[i]:+.0f} %" for column in columns), f"{100 * pooled[i]:+.0f} %")
+            for i, (name, (low, high)) in enumerate(CHOICES.items())
+        ]
+        error = np.sqrt(np.square(errors).sum()) / len(errors)
+        rows.append(("standard error", *(f"{100 * e:.0f} %" for e in errors), f"{100 * error:.0f} %"))
+        print_table(f"Main effects on the return, {title}", ("", *arguments.envs, "mean"), rows)
+        print()
+
+
+def mean_of_curve(run: Run) -> float:
+    return float(run.rows["mean"].mean())
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("command", nargs="?", choices=["run", "report", "one"], help="'one' is what 'run' starts")
+    parser.add_argument("--envs", nargs="+", choices=[*DIMENSIONS], default=[*DIMENSIONS])
+    parser.add_argument("--rows", nargs="+", type=int, default=[*range(len(design()))], help="of the design")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    arguments = parser.parse_args()
+    if arguments.quick and arguments.command is None:
+        arguments.envs = ["Hopper-v5"]
+    arguments.folder = Path(arguments.out) / "tuning" / ("screening-quick" if arguments.quick else "screening")
+    set_up()
+    if arguments.command == "one":
+        run_here(arguments)
+        return
+    if arguments.command != "report":
+        run_all(arguments)
+    if arguments.command != "run":
+        report(arguments)
+
+
+if __name__ == "__main__":
+    main()
