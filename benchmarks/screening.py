@@ -128,7 +128,11 @@ def report(arguments: argparse.Namespace) -> None:
             print(f"{env_id}, {title}: {len(found)} runs, mean {scores.mean():.0f} ± {scores.std(ddof=1):.0f}")
         pooled = np.mean(columns, axis=0)
         rows = [
-            (f"{name}: {high} against {low}", *(f"{100 * column[i]:+.0f} %" for column in columns), f"{100 * pooled[i]:+.0f} %")
+            (
+                f"{name}: {high} against {low}",
+                *(f"{100 * column[i]:+.0f} %" for column in columns),
+                f"{100 * pooled[i]:+.0f} %",
+            )
             for i, (name, (low, high)) in enumerate(CHOICES.items())
         ]
         error = np.sqrt(np.square(errors).sum()) / len(errors)

@@ -8,7 +8,8 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,6 +50,18 @@ def require_real(
     inside = is_number and (low < value if open_below else low <= value) and (value < high if open_above else value <= high)
     bounds = f"{'(' if open_below else '['}{low:g}, {high:g}{')' if open_above or high == math.inf else ']'}"
     require(name, value, inside, f"a number in {bounds}")
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Around imports that an extra of this package brings.
+
+    :raises ImportError: saying which, where one of them is missing
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{what} more packages ({error}); install them with: pip install 'sb3_trpo_ext[{extra}]'") from error
 
 
 def positive_interval(name: str, value: Any) -> tuple[float, float]:

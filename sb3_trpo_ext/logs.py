@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sb3_trpo_ext.checks import needs_extra, warn_user
+
 _STEP_KEY = "time/total_timesteps"
 
 Points = defaultdict[str, list[tuple[float, float]]]
@@ -73,7 +75,8 @@ def read_tensorboard(folder: Path) -> Log:
 
 def _read_events(folder: Path) -> Log:
     """The scalars of all event files in a folder: training that goes on writes another."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    with needs_extra("TensorBoard files need", "extra"):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
@@ -88,6 +91,8 @@ def _read_events(folder: Path) -> Log:
 def read_runs(folder: Path) -> list[Log]:
     """Every run in or below a folder; a run with both kinds of file is read from its ``progress.csv``.
 
+    A run that has not logged anything yet is passed over with a warning, unless there is no other.
+
     :raises FileNotFoundError: where there is neither
     :raises ValueError: for a ``progress.csv`` that is not SB3's
     """
@@ -95,6 +100,10 @@ def read_runs(folder: Path) -> list[Log]:
     events = {path.parent for path in folder.rglob("events.out.tfevents.*")} - tables.keys()
     if not tables and not events:
         raise FileNotFoundError(f"no progress.csv and no TensorBoard event file below {folder}")
+    empty = [run for run, path in tables.items() if path.stat().st_size == 0]
+    if len(empty) < len(tables) + len(events):
+        for run in empty:
+            warn_user(f"{tables.pop(run)} is empty: this run is passed over")
     return [*map(read_progress, tables.values()), *map(_read_events, sorted(events))]
 
 

@@ -17,12 +17,14 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from sb3_trpo_ext.checks import require, require_count
+from sb3_trpo_ext.checks import needs_extra, require, require_count
 from sb3_trpo_ext.logs import Log, Points, Series, across_runs, as_log, number_of, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_PICTURES_NEED = "pictures of training need"
 
 # -- drawing ------------------------------------------------------------------------------------------
 
@@ -79,7 +81,8 @@ def draw_page(groups: Mapping[str, Sequence[Log]]) -> Figure:
 
     :param groups: by title, runs that differ in their seeds
     """
-    from matplotlib.figure import Figure
+    with needs_extra(_PICTURES_NEED, "plots"):
+        from matplotlib.figure import Figure
 
     shape = (2, len(PANELS) // 2) if len(groups) == 1 else (len(PANELS), len(groups))
     common: Literal["row", "none"] = "row" if len(groups) > 1 else "none"
@@ -155,7 +158,8 @@ def _draw_stack(ax: Axes, lines: Sequence[Line], runs: Sequence[Log]) -> list[bo
 
 def require_picture(picture: Path) -> None:
     """:raises ValueError: for a name that does not end as a picture's"""
-    from matplotlib.backend_bases import FigureCanvasBase
+    with needs_extra(_PICTURES_NEED, "plots"):
+        from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
     ending = picture.suffix.removeprefix(".").lower()
@@ -255,7 +259,7 @@ def main() -> None:
     try:
         require_picture(arguments.out)
         groups = {str(folder): read_runs(folder) for folder in arguments.folders}
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         parser.error(str(error))
     save_page(groups, arguments.out)
     print(arguments.out)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_trpo_ext.checks import needs_extra
 from sb3_trpo_ext.lab import algorithms, bounds
 from sb3_trpo_ext.lab.env import sample_transitions, sampled_problem
 from sb3_trpo_ext.lab.mdp import FiniteMDP, evaluate, optimal_values, random_mdp
@@ -35,7 +36,8 @@ def draw_page(picture: Path, small: bool = False) -> None:
     :param picture: where to write
     :param small: fewer steps and samples, to see that it works
     """
-    from matplotlib.figure import Figure
+    with needs_extra("pictures of the laboratory need", "plots"):
+        from matplotlib.figure import Figure
 
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(16, 9), layout="constrained")

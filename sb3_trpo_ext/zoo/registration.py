@@ -9,6 +9,7 @@ from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.algorithms.kl_ppo import KLPPOExt
 from sb3_trpo_ext.algorithms.npg import NPGExt
 from sb3_trpo_ext.algorithms.trpo import TRPOExt
+from sb3_trpo_ext.checks import needs_extra
 
 if TYPE_CHECKING:
     import optuna
@@ -104,13 +105,9 @@ def register() -> None:
 
     :raises ImportError: saying what to install, where rl_zoo3 is missing
     """
-    try:
+    with needs_extra("the RL Zoo entry points need", "zoo"):
         import rl_zoo3
         from rl_zoo3 import enjoy, exp_manager, hyperparams_opt, train
-    except ImportError as error:
-        raise ImportError(
-            f"the RL Zoo entry points need more packages ({error}); install them with: pip install 'sb3_trpo_ext[zoo]'"
-        ) from error
     # one dictionary, shared by reference; re-assigned as rl_zoo3's documentation has it
     rl_zoo3.ALGOS.update(ALGORITHMS)
     for module in (train, enjoy, exp_manager):
