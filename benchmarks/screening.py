@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     arguments = parser.parse_args()
     if arguments.quick and arguments.command is None:
-        arguments.envs = ["Hopper-v5"]
+        arguments.envs, arguments.rows = ["Hopper-v5"], [0, 15]
     arguments.folder = Path(arguments.out) / "tuning" / ("screening-quick" if arguments.quick else "screening")
     set_up()
     if arguments.command == "one":
