@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from sb3_trpo_ext.checks import needs_extra, warn_user
 
 _STEP_KEY = "time/total_timesteps"
 
-Points = defaultdict[str, list[tuple[float, float]]]
-"""By log key, timesteps and values as they come."""
+Entry = tuple[float, Mapping[str, float]]
+"""What was logged at once: timesteps, and values by log key."""
 
 
 class Series(NamedTuple):
@@ -30,8 +30,25 @@ Log = Mapping[str, Series]
 """One run's scalars by log key."""
 
 
-def as_log(points: Points) -> Log:
+def as_log(entries: Iterable[Entry]) -> Log:
+    """Entries in the order in which they were logged, by key.
+
+    Where timesteps are counted anew (``learn()`` again, with ``reset_num_timesteps``), they go on from where they were.
+    """
+    points: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    offset = last = 0.0
+    for step, values in entries:
+        if offset + step < last:
+            offset = last
+        last = offset + step
+        for key, value in values.items():
+            points[key].append((last, value))
     return {key: Series(*np.array(pairs, dtype=float).T) for key, pairs in points.items()}
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row are finite numbers."""
+    return {key: number for key, value in row.items() if (number := number_of(value)) is not None}
 
 
 def number_of(value: Any) -> float | None:
@@ -50,16 +67,10 @@ def read_progress(path: Path) -> Log:
     """
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    points: Points = defaultdict(list)
-    for row in rows:
-        step = number_of(row.get(_STEP_KEY))
-        for key, cell in row.items():
-            value = number_of(cell)
-            if step is not None and value is not None:
-                points[key].append((step, value))
-    if _STEP_KEY not in points:
+    entries = [(values[_STEP_KEY], values) for values in map(numbers_of, rows) if _STEP_KEY in values]
+    if not entries:
         raise ValueError(f"{path}: expected rows with numbers in a column {_STEP_KEY}, got {len(rows)} rows without")
-    return as_log(points)
+    return as_log(entries)
 
 
 def read_tensorboard(folder: Path) -> Log:
@@ -78,14 +89,13 @@ def _read_events(folder: Path) -> Log:
     with needs_extra("TensorBoard files need", "extra"):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    # what was logged before timesteps were counted anew is no orphan
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
     events.Reload()
-    points: Points = defaultdict(list)
-    for tag in events.Tags()["scalars"]:
-        for event in events.Scalars(tag):
-            if math.isfinite(event.value):
-                points[tag].append((event.step, event.value))
-    return as_log(points)
+    scalars = [
+        (event.wall_time, event.step, tag, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)
+    ]
+    return as_log((step, numbers_of({tag: value})) for _, step, tag, value in sorted(scalars))
 
 
 def read_runs(folder: Path) -> list[Log]:
@@ -110,13 +120,11 @@ def read_runs(folder: Path) -> list[Log]:
 def across_runs(runs: Sequence[Log], key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """A key's values in all runs that logged it: steps (n,), values (runs, n); None where none did.
 
-    Runs are laid on the steps of the first, as far as all of them go.
+    The steps are those of all runs; between its own a run is straight, and outside of them it is NaN.
     """
     logged = [run[key] for run in runs if key in run]
     if not logged:
         return None
-    last = min(series.steps[-1] for series in logged)
-    steps = logged[0].steps[logged[0].steps <= last]
-    if len(steps) == 0:
-        return None
-    return steps, np.array([np.interp(steps, series.steps, series.values) for series in logged])
+    steps = np.unique(np.concatenate([series.steps for series in logged]))
+    values = [np.interp(steps, series.steps, series.values, left=np.nan, right=np.nan) for series in logged]
+    return steps, np.array(values)

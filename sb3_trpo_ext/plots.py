@@ -8,7 +8,6 @@ column each with common scales. How to read it: docs/diagnostics.md.
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,8 +16,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from sb3_trpo_ext.checks import needs_extra, require, require_count
-from sb3_trpo_ext.logs import Log, Points, Series, across_runs, as_log, number_of, read_runs
+from sb3_trpo_ext.checks import needs_extra, require, require_count, warn_user
+from sb3_trpo_ext.logs import Entry, Log, Series, across_runs, as_log, numbers_of, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,9 +138,9 @@ def _draw_line(ax: Axes, line: Line, runs: Sequence[Log]) -> bool:
         return False
     steps, values = found
     style = line.style if len(steps) > 1 else line.style.rstrip("-.") + "."  # a line through one point is not seen
-    (drawn,) = ax.plot(steps, np.median(values, axis=0), style, label=line.label, lw=1.3, ms=3.0)
+    (drawn,) = ax.plot(steps, np.nanmedian(values, axis=0), style, label=line.label, lw=1.3, ms=3.0)
     if len(values) > 1:
-        ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=drawn.get_color(), alpha=0.2, lw=0)
+        ax.fill_between(steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=drawn.get_color(), alpha=0.2, lw=0)
     return True
 
 
@@ -151,7 +150,7 @@ def _draw_stack(ax: Axes, lines: Sequence[Line], runs: Sequence[Log]) -> list[bo
     if not found:
         return []
     steps = min((steps for steps, _ in found.values()), key=len)
-    heights = [np.interp(steps, at, np.median(values, axis=0)) for at, values in found.values()]
+    heights = [np.interp(steps, at, np.nanmedian(values, axis=0)) for at, values in found.values()]
     ax.stackplot(steps, heights, labels=list(found), alpha=0.8)
     return [True]
 
@@ -194,15 +193,12 @@ class _Recorder(KVWriter):
     """An output of SB3's logger that keeps what is logged."""
 
     def __init__(self) -> None:
-        self.points: Points = defaultdict(list)
+        self.entries: list[Entry] = []
         self.writes = 0
         self.after_write: Callable[[], None] = lambda: None
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        for key, value in key_values.items():
-            number = number_of(value)
-            if number is not None:
-                self.points[key].append((step, number))
+        self.entries.append((step, numbers_of(key_values)))
         self.writes += 1
         self.after_write()
 
@@ -234,7 +230,11 @@ class TrainingPage(BaseCallback):
 
     def _write_when_due(self) -> None:
         if self._recorder.writes % self.every == 0:
-            self.write()
+            try:
+                self.write()
+            except OSError as error:
+                # a full disk is no reason to end the training
+                warn_user(f"the page of training was not written: {error}")
 
     def _on_step(self) -> bool:
         return True
@@ -248,7 +248,7 @@ class TrainingPage(BaseCallback):
     def write(self) -> None:
         """Write the page of what has been logged so far."""
         title = f"{type(self.model).__name__}, {self.num_timesteps:,} steps"
-        save_page({title: [as_log(self._recorder.points)]}, self.picture)
+        save_page({title: [as_log(self._recorder.entries)]}, self.picture)
 
 
 def main() -> None:

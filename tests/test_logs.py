@@ -43,10 +43,18 @@ def test_no_log_is_said(tmp_path):
         read_runs(tmp_path)
 
 
-def test_runs_are_compared_as_far_as_all_of_them_go():
+def test_a_run_counts_as_far_as_it_goes_and_cuts_no_other_short():
     runs = [{"a": series([0, 10, 20], [0, 1, 2])}, {"a": series([5, 15], [1, 3])}, {"b": series([0], [0])}]
     steps, values = across_runs(runs, "a")
-    np.testing.assert_array_equal(steps, [0.0, 10.0])
-    np.testing.assert_array_equal(values, [[0.0, 1.0], [1.0, 2.0]])
+    np.testing.assert_array_equal(steps, [0.0, 5.0, 10.0, 15.0, 20.0])
+    np.testing.assert_array_equal(values, [[0.0, 0.5, 1.0, 1.5, 2.0], [np.nan, 1.0, 2.0, 3.0, np.nan]])
     assert across_runs(runs, "c") is None
-    assert across_runs([{"a": series([10], [1])}, {"a": series([5], [1])}], "a") is None
+
+
+def test_timesteps_that_are_counted_anew_go_on(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text(HEADER + "64,1,,\n128,2,0.5,\n128,3,,\n64,4,,\n128,5,0.25,\n")
+    log = read_progress(path)
+    np.testing.assert_array_equal(log["rollout/ep_rew_mean"], [[64, 128, 128, 192, 256], [1, 2, 3, 4, 5]])
+    # what is logged more seldom is moved by as much
+    np.testing.assert_array_equal(log["train/loss"], [[128, 256], [0.5, 0.25]])

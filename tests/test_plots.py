@@ -154,6 +154,39 @@ def test_training_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     assert pages == [64, 64, 128, 128]
 
 
+def test_a_second_training_is_drawn_behind_the_first(tmp_path, monkeypatch):
+    pages = []
+    monkeypatch.setattr("sb3_trpo_ext.plots.save_page", lambda groups, picture: pages.append(groups))
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu")
+    model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
+    page = TrainingPage(tmp_path / "page.png")
+    for n_steps in (192, 128):
+        model.learn(n_steps, callback=page)
+    model.logger.close()
+    ((while_training,),) = pages[-1].values()
+    (table,) = read_runs(tmp_path)
+    for log in (while_training, table, read_tensorboard(tmp_path)):
+        assert log["rollout/ep_rew_mean"].steps.tolist() == [64, 128, 192, 256, 320]
+        np.testing.assert_allclose(log["rollout/ep_rew_mean"].values, table["rollout/ep_rew_mean"].values)
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_training(tmp_path, monkeypatch):
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu")
+    model.set_logger(configure(str(tmp_path), []))
+    page = TrainingPage(tmp_path / "page.png", every=1)
+    attempts = iter([OSError("no space left"), OSError("no space left"), None])
+
+    def write(self):
+        failure = next(attempts)
+        if failure is not None:
+            raise failure
+
+    monkeypatch.setattr(TrainingPage, "write", write)
+    with pytest.warns(UserWarning, match="the page of training was not written: no space left"):
+        model.learn(128, callback=page)
+    assert model.num_timesteps == 128
+
+
 def interrupt():
     raise KeyboardInterrupt
 
