@@ -37,27 +37,35 @@ def draw_curve(ax: Axes, x: np.ndarray, curves: Curves, name: str) -> None:
         ax.fill_between(x, low, high, color=COLORS[name], alpha=0.2, lw=0)
 
 
-def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str], folder: Path, name: str) -> None:
-    """Return against steps above, against seconds of CPU below; one column for each environment that was run."""
-    names = [algorithm for pair in pairs for algorithm in (pair.reference, pair.ours)]
-    shown = [env_id for env_id in env_ids if any(results.seeds(algorithm, env_id) for algorithm in names)]
+def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str], folder: Path, name: str) -> Path | None:
+    """Return against steps above, and against wall-clock time below, of the runs on one processor.
+
+    One column for each environment that was run; the picture, or None if there is none.
+    """
+    names = [(pair, algorithm) for pair in pairs for algorithm in (pair.reference, pair.ours)]
+    shown = [env_id for env_id in env_ids if any(results.seeds(algorithm, env_id) for _, algorithm in names)]
     if not shown:
-        return
+        return None
     drawing, axes = new_figure(4.2 * len(shown), 7.0, 2, len(shown))
     for column, env_id in enumerate(shown):
-        for algorithm in names:
+        for pair, algorithm in names:
             if results.seeds(algorithm, env_id):
                 curves = results.curves(algorithm, env_id)
                 draw_curve(axes[0, column], curves.timesteps, curves, algorithm)
-                draw_curve(axes[1, column], curves.seconds["cpu"].mean(axis=0), curves, algorithm)
+            cpu = results.common_cpu(pair, env_id)
+            if cpu is not None:
+                curves = results.curves(algorithm, env_id, results.seeds(algorithm, env_id, cpu=cpu))
+                draw_curve(axes[1, column], curves.seconds["wall"].mean(axis=0), curves, algorithm)
+                axes[1, column].set(title=f"on {cpu}")
         axes[0, column].set(title=env_id, xlabel="timesteps")
-        axes[1, column].set(xlabel="seconds of training, CPU, one thread")
+        axes[1, column].set(xlabel="seconds of training, wall-clock, one thread")
         for ax in axes[:, column]:
             ax.grid(alpha=0.3)
-            ax.legend(fontsize="small", loc="lower right")
+            if ax.lines:
+                ax.legend(fontsize="small", loc="lower right")
     for ax in axes[:, 0]:
         ax.set_ylabel("return, mean over seeds with 95% interval")
-    save_figure(drawing, folder, name)
+    return save_figure(drawing, folder, name)
 
 
 def on_itself(statistic: Statistic, reference: np.ndarray) -> np.ndarray | float:
@@ -73,8 +81,8 @@ def draw_profile(ax: Axes, name: str, profile_of: Statistic, *samples: np.ndarra
 
 def draw_profiles(
     results: Results, pairs: Sequence[Pair], groups: Mapping[str, Sequence[str]], folder: Path, name: str
-) -> None:
-    """Share of runs above a normalised score, for every pair and group with runs."""
+) -> Path | None:
+    """Share of runs above a normalised score, for every pair and group with runs; the picture, or None if there is none."""
     shown = [
         (pair, group, env_ids)
         for group in groups
@@ -82,7 +90,7 @@ def draw_profiles(
         if (env_ids := results.scored(pair, groups[group])) and results.fewest(pair, *env_ids) >= LEAST_SEEDS
     ]
     if not shown:
-        return
+        return None
     drawing, axes = new_figure(5.0 * len(shown), 4.0, 1, len(shown))
     for ax, (pair, group, env_ids) in zip(axes[0], shown, strict=True):
         reference, random = results.finals(pair.reference, env_ids), results.random(env_ids)
@@ -93,4 +101,4 @@ def draw_profiles(
         ax.set_ylabel("share of runs above it")
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-    save_figure(drawing, folder, name)
+    return save_figure(drawing, folder, name)

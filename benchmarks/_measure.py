@@ -233,12 +233,13 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
-def save_figure(drawing: Figure, out: Path, name: str) -> None:
-    """``NAME.png``."""
+def save_figure(drawing: Figure, out: Path, name: str) -> Path:
+    """``NAME.png``, and where it is."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.png"
     drawing.savefig(path, dpi=130)
     print(path)
+    return path
 
 
 def draw_ratios(ax: Axes, comparisons: Sequence[Comparison], title: str) -> None:

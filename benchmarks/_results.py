@@ -15,6 +15,8 @@ LEAST_SEEDS = 3
 """Below, a table shows the returns and claims nothing."""
 NEVER = 1e3
 """A ratio of times that stands for "not reached": finite, so that a bootstrap can go on."""
+SHARES = (1.0, 0.95)
+"""Of the way from the random policy to the reference's final return, at which times are compared."""
 
 
 class Pair(NamedTuple):
@@ -57,27 +59,58 @@ class Results:
 
     def __init__(self, runs: Iterable[Run], seeds: Sequence[int]) -> None:
         self._runs: defaultdict[tuple[str, str], dict[int, Run]] = defaultdict(dict)
+        self._there: set[tuple[str, str, int]] = set()
         for run in runs:
-            if run.about["seed"] in seeds or run.about["algorithm"] == RANDOM:
-                self._runs[run.about["algorithm"], run.about["env"]][run.about["seed"]] = run
+            algorithm, env_id, seed = (run.about[key] for key in ("algorithm", "env", "seed"))
+            self._there.add((algorithm, env_id, seed))
+            if seed in seeds or algorithm == RANDOM:
+                self._runs[algorithm, env_id][seed] = run
         for (algorithm, env_id), found in self._runs.items():
             _require_alike(f"{algorithm} on {env_id}", found)
 
-    def seeds(self, algorithm: str, *env_ids: str) -> list[int]:
-        """Those that were run on all of these environments."""
-        return sorted(set.intersection(*(set(self._runs[algorithm, env_id]) for env_id in env_ids)))
+    def seeds(self, algorithm: str, *env_ids: str, cpu: str | None = None) -> list[int]:
+        """Those that were run on all of these environments.
+
+        :param cpu: on a processor of this name; None for any
+        """
+        return sorted(
+            set.intersection(
+                *(
+                    {seed for seed, run in self._runs[algorithm, env_id].items() if cpu in (None, cpu_of(run))}
+                    for env_id in env_ids
+                )
+            )
+        )
+
+    def runs(self, algorithm: str, env_id: str) -> dict[int, Run]:
+        """By seed."""
+        return dict(sorted(self._runs[algorithm, env_id].items()))
+
+    def common_cpu(self, pair: Pair, *env_ids: str) -> str | None:
+        """The processor on which most seeds of both sides were run: times are compared there only. None: nowhere."""
+        runs = [run for name in (pair.ours, pair.reference) for env_id in env_ids for run in self._runs[name, env_id].values()]
+
+        def n_seeds(cpu: str) -> int:
+            return min(len(self.seeds(name, *env_ids, cpu=cpu)) for name in (pair.ours, pair.reference))
+
+        names = sorted({cpu_of(run) for run in runs}, key=n_seeds)
+        return names[-1] if names and n_seeds(names[-1]) > 0 else None
 
     def environments(self, pair: Pair, env_ids: Iterable[str], least: int = LEAST_SEEDS) -> list[str]:
         """Those of which there are so many runs on both sides."""
         return [env_id for env_id in env_ids if self.fewest(pair, env_id) >= least]
 
     def scored(self, pair: Pair, env_ids: Iterable[str]) -> list[str]:
-        """Those of ``environments`` where the reference is above the random policy: elsewhere a score has no meaning."""
-        return [
-            env_id
-            for env_id in self.environments(pair, env_ids)
-            if self.finals(pair.reference, [env_id]).mean() > self.random([env_id])[0]
-        ]
+        """Those of ``environments`` where the reference is clearly above the random policy, by two standard errors.
+
+        Elsewhere a score has no meaning: what it is divided by may be 0.
+        """
+
+        def learned(env_id: str) -> bool:
+            finals = self.finals(pair.reference, [env_id])
+            return bool(finals.mean() - 2.0 * finals.std(ddof=1) / np.sqrt(len(finals)) > self.random([env_id])[0])
+
+        return [env_id for env_id in self.environments(pair, env_ids) if learned(env_id)]
 
     def fewest(self, pair: Pair, *env_ids: str) -> int:
         """Seeds that were run on all of these environments, of the side with fewer."""
@@ -109,10 +142,15 @@ class Results:
         """How many runs are still to be made, in words; empty if none."""
         lacking = []
         for name in (pair.reference, pair.ours):
-            seeds = sorted(set(range(SEEDS[pair])) - set(self.seeds(name, env_id)))
-            if seeds:
-                lacking.append(f"{name} {len(seeds)} of {SEEDS[pair]}")
+            n_lacking = sum((name, env_id, seed) not in self._there for seed in range(SEEDS[pair]))
+            if n_lacking:
+                lacking.append(f"{name} {n_lacking} of {SEEDS[pair]}")
         return ", ".join(lacking)
+
+
+def cpu_of(run: Run) -> str:
+    """The processor that a run was made on, by name."""
+    return str(run.about.get("versions", {}).get("cpu", "unknown"))
 
 
 def _require_alike(name: str, runs: Mapping[int, Run]) -> None:
@@ -128,11 +166,15 @@ def _require_alike(name: str, runs: Mapping[int, Run]) -> None:
 # -- times ------------------------------------------------------------------------------------------------
 
 
-def time_ratio(ours: Curves, reference: Curves, clock: str) -> float:
-    """Our time to the reference's final return, over the reference's own, both on mean curves; 1 where neither takes any."""
+def time_ratio(ours: Curves, reference: Curves, clock: str, start: float = 0.0, share: float = 1.0) -> float:
+    """Our time to the reference's final return, over the reference's own, both on mean curves; 1 where neither takes any.
+
+    :param share: how much of the way from ``start`` to that return is to be gone
+    """
     means = [curves.returns.mean(axis=0) for curves in (ours, reference)]
     # of the mean curve: the mean of the last column may be a rounding error above it, and the reference never get there
-    level = float(means[1][-1])
+    final = float(means[1][-1])
+    level = final if share == 1.0 else start + share * (final - start)
     times = [
         time_to_reach(level, curves.seconds[clock].mean(axis=0), mean)
         for curves, mean in zip((ours, reference), means, strict=True)
@@ -148,16 +190,20 @@ def drawn(curves: Curves, rows: np.ndarray) -> Curves:
     return Curves(curves.timesteps, seconds, curves.returns[rows])
 
 
-def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], clock: str) -> Interval:
-    """The median over environments; whole curves are resampled, by their row numbers."""
+def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], clock: str, share: float = 1.0) -> Interval | None:
+    """The median over environments; whole curves are resampled, by their row numbers. None without a common processor."""
+    cpu = results.common_cpu(pair, *env_ids)
+    if cpu is None:
+        return None
     curves = {
-        name: [results.curves(name, env_id, results.seeds(name, *env_ids)) for env_id in env_ids]
+        name: [results.curves(name, env_id, results.seeds(name, *env_ids, cpu=cpu)) for env_id in env_ids]
         for name in (pair.ours, pair.reference)
     }
+    starts = results.random(env_ids)
 
     def ratio(column: int, ours: np.ndarray, reference: np.ndarray) -> float:
         sides = (drawn(curves[pair.ours][column], ours), drawn(curves[pair.reference][column], reference))
-        return time_ratio(*sides, clock)
+        return time_ratio(*sides, clock, float(starts[column]), share)
 
     def median(ours: np.ndarray, reference: np.ndarray) -> float:
         return float(np.median([ratio(i, ours[:, i], reference[:, i]) for i in range(len(env_ids))]))

@@ -23,6 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
+import sb3_trpo_ext
 from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
 from sb3_trpo_ext.zoo import config_path
 
@@ -239,19 +240,26 @@ class _Random:
 
 def one(algorithm: str, env_id: str, seed: int, n_timesteps: int, zoo_file: Path | None = None) -> Run:
     """A run, with what it was run with."""
-    about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": n_timesteps}
+    about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": n_timesteps, "sources": sources()}
     if algorithm == RANDOM:
         run = act_at_random(env_id, seed)
     else:
         run = learn(algorithm, env_id, seed, n_timesteps, setting_of(algorithm, env_id, zoo_file))
-    return Run({**about, **run.about, "sources": sources(), "versions": versions()}, run.rows)
+    return Run({**about, **run.about, "versions": versions()}, run.rows)
 
 
 def sources() -> str | None:
-    """The git tree of the library that was run, which outlives rewritten commits; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD:sb3_trpo_ext"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or None
+    """The git tree of the library as it is now, which outlives rewritten commits; None outside a checkout.
+
+    Read before a run: a commit may fall into it. Where files are not as committed, "+changed" is put behind it.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(sb3_trpo_ext.__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    tree = git("rev-parse", "--short=12", "HEAD:./")
+    return f"{tree}{'+changed' if git('status', '--porcelain', '.') else ''}" if tree else None
 
 
 # -- files -----------------------------------------------------------------------------------------------

@@ -26,7 +26,11 @@ class Interval(NamedTuple):
     high: np.ndarray
 
     def __str__(self) -> str:
-        return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return self.in_words("{:.2f}".format)
+
+    def in_words(self, words: Callable[[float], str]) -> str:
+        """As one line, each number put as ``words`` puts it."""
+        return f"{words(float(self.estimate))} [{words(float(self.low))}, {words(float(self.high))}]"
 
 
 def interval(statistic: Statistic, *samples: np.ndarray, effort: float = 1.0) -> Interval:

@@ -77,9 +77,10 @@ def run_here(arguments: argparse.Namespace) -> None:
     """The one run that the arguments name, in this process."""
     (env_id,), (row,) = arguments.envs, arguments.rows
     levels, n_timesteps = design()[row], QUICK_STEPS if arguments.quick else BUDGETS[env_id]
-    run = learn("trpo_ext_zoo", env_id, FIRST_SEED + row, n_timesteps, setting(levels, DIMENSIONS[env_id]))
-    about = {"env": env_id, "seed": FIRST_SEED + row, "timesteps": n_timesteps, "levels": levels.tolist()}
-    whole = Run({**about, **run.about, "sources": sources(), "versions": versions()}, run.rows)
+    seed = FIRST_SEED + row
+    about = {"env": env_id, "seed": seed, "timesteps": n_timesteps, "levels": levels.tolist(), "sources": sources()}
+    run = learn("trpo_ext_zoo", env_id, seed, n_timesteps, setting(levels, DIMENSIONS[env_id]))
+    whole = Run({**about, **run.about, "versions": versions()}, run.rows)
     write(whole, path_of(arguments.folder, "runs", env_id, row))
 
 

@@ -6,14 +6,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from _learning_report import bars, index, put_into_readme, report, section, summaries_of
+from _learning_report import index, put_into_readme, report, runs_section, section
+from _learning_summary import Bar, bars, in_words, summaries_of
 from _results import NEVER, PAIRS, Curves, Results, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
+from _scores import Interval
 
 ENVS = ("Pendulum-v1", "Acrobot-v1")
 
 
-def made_up(algorithm, env_id, seed, final, seconds=100.0):
+def made_up(algorithm, env_id, seed, final, seconds=100.0, cpu="A"):
     """A straight line from −1000 to its final return, in ten evaluations."""
     share = np.linspace(0.0, 1.0, 11)
     rows = pd.DataFrame(
@@ -26,7 +28,7 @@ def made_up(algorithm, env_id, seed, final, seconds=100.0):
             "episodes": 10,
         }
     )
-    about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": 1000, "versions": {"torch": "1"}}
+    about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": 1000, "versions": {"torch": "1", "cpu": cpu}}
     return Run(about, rows)
 
 
@@ -66,6 +68,45 @@ def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
     assert median.low <= median.estimate <= median.high
 
 
+def test_times_are_compared_on_one_processor(folder):
+    # on another one, theirs takes ten times as long
+    put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0 + 10.0 * seed, 1000.0, "B") for seed in (0, 1)))
+    results = results_of(folder)
+    assert results.common_cpu(PAIRS[0], "Pendulum-v1") == "A"
+    assert results.seeds("sb3_contrib_zoo", "Pendulum-v1", cpu="A") == [2, 3]
+    ratio = 0.5 * 515.0 / 1015.0 * 1.02  # to the mean of seeds 2 and 3, which is a little above
+    assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu").estimate == pytest.approx(ratio, rel=0.02)
+    group = "Classic control and Box2D"
+    text = section(results, PAIRS[0], group, summaries_of(results)[PAIRS[0], group])
+    assert "3.3 (1.7) / 1.7 (0.8)" in text and "(A, 3 seeds of ours, 2 of sb3_contrib)" in text
+    # returns count all the same
+    assert "-485.0 ± 12.9 (4)" in text
+    put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0, 1000.0, "B") for seed in range(4)))
+    results = results_of(folder)
+    assert results.common_cpu(PAIRS[0], "Pendulum-v1") is None
+    assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu") is None
+    assert "no common processor" in section(results, PAIRS[0], group, None)
+
+
+def test_on_a_plateau_the_way_there_counts_and_not_the_last_touch():
+    rng = np.random.default_rng(0)
+    curve = np.minimum(np.linspace(0.0, 4.0, 41), 1.0)
+    theirs = curves_of(100.0 * np.tile(curve, (4, 1)) - rng.uniform(0.0, 2.0, (4, 41)), 100.0)
+    theirs.returns[:, -1] = 100.0  # touched at the very end
+    ours = curves_of(101.0 * np.tile(curve, (4, 1)), 100.0)
+    assert time_ratio(ours, theirs, "cpu") == pytest.approx(0.25, rel=0.05)
+    assert time_ratio(ours, theirs, "cpu", start=0.0, share=0.95) == pytest.approx(1.0, rel=0.05)
+    # the way is from where the random policy is
+    ahead = curves_of(100.0 * np.tile(curve, (4, 1)) ** 0.5, 100.0)
+    straight = curves_of(100.0 * np.tile(curve, (4, 1)), 100.0)
+    assert time_ratio(ahead, straight, "cpu", start=-100.0, share=0.75) == pytest.approx(0.5**2 / 0.5, rel=0.02)
+
+
+def test_what_is_not_reached_is_not_a_number():
+    found = Interval(np.float64(NEVER / 2 + 0.2), np.float64(0.3), np.float64(NEVER))
+    assert in_words(found) == "not reached [0.30, not reached]"
+
+
 def put(folder, *runs):
     for run in runs:
         write(run, path_of(folder, run.about["algorithm"], run.about["env"], run.about["seed"]))
@@ -98,12 +139,14 @@ def test_what_cannot_be_reported_is_named(folder):
 
 
 def test_an_environment_where_the_reference_learned_nothing_has_no_score(folder):
-    put(folder, made_up(RANDOM, "Pendulum-v1", 0, -400.0))  # sb3_contrib: -485
-    results, group = results_of(folder), "Classic control and Box2D"
-    summary = summaries_of(results)[PAIRS[0], group]
-    assert summary.env_ids == ["Acrobot-v1"]
-    text = section(results, PAIRS[0], group, summary)
-    assert "sb3_contrib is not above the random policy: Pendulum-v1." in text and "| Pendulum-v1" in text
+    group = "Classic control and Box2D"
+    for random in (-400.0, -490.0):  # sb3_contrib: -485 with a standard error of 6.5
+        put(folder, made_up(RANDOM, "Pendulum-v1", 0, random))
+        results = results_of(folder)
+        summary = summaries_of(results)[PAIRS[0], group]
+        assert summary.env_ids == ["Acrobot-v1"]
+        text = section(results, PAIRS[0], group, summary)
+        assert "sb3_contrib is not clearly above the random policy: Pendulum-v1." in text and "| Pendulum-v1" in text
 
 
 def curves_of(returns, seconds):
@@ -142,28 +185,41 @@ def test_the_section_says_what_there_is_and_what_is_not(folder):
 
 def test_bars_are_judged_by_what_was_run(folder):
     results = results_of(folder)
-    no_worse, *means = bars(results, summaries_of(results))
-    assert not no_worse.met and no_worse.reached == "Acrobot-v1"
-    assert {bar.what.partition(",")[0]: bar.verdict for bar in means} == {"Pendulum-v1": "met", "Acrobot-v1": "missed"}
+    *others, no_worse, acrobot, pendulum = bars(results, summaries_of(results))
+    assert [bar.verdict for bar in others] == ["not run"] * 4
+    assert no_worse.met is False and no_worse.reached == "Acrobot-v1"
+    assert [pendulum.verdict, acrobot.verdict] == ["met so far", "missed so far"]
+    assert pendulum.what.startswith("Pendulum-v1") and acrobot.what.startswith("Acrobot-v1")
     for seed in range(3):
         runs = [made_up(RANDOM, "Hopper-v5", 0, -1000.0)]
         runs += [made_up("sb3_contrib_zoo", "Hopper-v5", seed, 0.0), made_up("trpo_ext_zoo", "Hopper-v5", seed, 500.0)]
         for run in runs:
             write(run, path_of(folder, run.about["algorithm"], run.about["env"], run.about["seed"]))
     results = results_of(folder)
-    iqm, cpu, wall, *_ = bars(results, summaries_of(results))
+    iqm, wall, cpu, *_ = bars(results, summaries_of(results))
     # 1500 / 1000 of theirs, reached after two thirds of their time
     assert iqm.met and iqm.reached.startswith("1.50 ") and iqm.seeds == "3 of 10 on 1 of 4 environments"
-    assert not cpu.met and cpu.reached.startswith("0.67 ") and not wall.met
-    assert [iqm.verdict, cpu.verdict] == ["met", "missed"]
-    assert iqm._replace(stretch=True).verdict == "stretch met" and cpu._replace(stretch=True).verdict == "missed"
+    assert cpu.met is False and cpu.reached.startswith("0.67 ") and wall.met is False
+    assert [iqm.verdict, cpu.verdict] == ["met so far", "missed so far"]
+    whole = [bar._replace(so_far=False, stretch=True).verdict for bar in (iqm, cpu)]
+    assert whole == ["stretch met", "missed"] and Bar("", "", True, "").verdict == "met"
+
+
+def test_every_run_is_listed_with_its_processor(folder):
+    put(folder, made_up("trpo_ext_zoo", "Pendulum-v1", 3, 30.0, cpu="B"))
+    lines = runs_section(results_of(folder)).splitlines()
+    row = next(line for line in lines if " trpo_ext_zoo |" in line and line.startswith("| Pendulum-v1"))
+    assert "0: 0 ± 1, 1: 10 ± 1, 2: 20 ± 1, 3: 30 ± 1" in row and "A (0, 1, 2); B (3)" in row
+    # seeds that were chosen away are there all the same
+    chosen = Results(read_all(folder), [2])
+    assert chosen.missing(PAIRS[0], "Pendulum-v1") == "sb3_contrib_zoo 6 of 10, trpo_ext_zoo 6 of 10"
 
 
 def test_the_index_names_each_way_of_running_once(folder):
     kinds = index(read_all(folder))["runs"]
     assert [kind["algorithm"] for kind in kinds] == [RANDOM, "sb3_contrib_zoo", "trpo_ext_zoo"]
     assert kinds[1]["runs"] == {env_id: [0, 1, 2, 3] for env_id in sorted(ENVS)}
-    assert kinds[1]["versions"] == {"torch": "1"}
+    assert kinds[1]["versions"] == {"torch": "1", "cpu": "A"}
 
 
 def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, capsys):
@@ -177,7 +233,9 @@ def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, caps
     assert {path.name for path in folder.glob("*.png")} == {"classic-zoo.png", "profiles.png"}
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- /learning -->\nafter\n")
-    assert "Not run." in text and "old" not in text and "(mujoco-zoo.png)" in text
+    # a picture that was not drawn is not linked
+    assert "Not run." in text and "old" not in text and "mujoco-zoo.png" not in text
+    assert "(classic-zoo.png)" in (folder / "report.md").read_text()
     (tmp_path / "other.md").write_text("no marks")
     with pytest.raises(SystemExit, match="expected a line"):
         put_into_readme(tmp_path / "other.md", "")

@@ -1,0 +1,204 @@
+"""What one pair's runs on one group of environments amount to, and whether the project's bars are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from _measure import markdown_table
+from _results import GROUPS, LEAST_SEEDS, NEVER, PAIRS, SEEDS, SHARES, Pair, Results, median_time_ratio
+from _scores import Interval, interquartile_mean, interval, probability_of_improvement
+
+# -- summaries --------------------------------------------------------------------------------------------
+
+
+class Summary(NamedTuple):
+    """One pair on one group of environments.
+
+    :param n_seeds: of ours and of the reference, that were run on all of them
+    :param cpu: the processor that times are compared on, None if they cannot be
+    :param n_timed: seeds of both sides that were run there
+    :param time_ratios: by clock and share of the way; None where times cannot be compared
+    """
+
+    pair: Pair
+    group: str
+    env_ids: list[str]
+    n_seeds: tuple[int, int]
+    iqm: Interval
+    iqm_reference: Interval
+    improvement: Interval
+    cpu: str | None
+    n_timed: tuple[int, int]
+    time_ratios: dict[tuple[str, float], Interval | None]
+
+    def sentences(self) -> str:
+        ours, reference = self.n_seeds
+        return "\n".join(
+            [
+                f"Over {', '.join(self.env_ids)} ({ours} seeds of ours, {reference} of sb3_contrib that were run on all):",
+                "",
+                f"- interquartile mean of normalised scores: {self.iqm} (sb3_contrib against itself: {self.iqm_reference})",
+                f"- probability of improvement: {self.improvement}",
+                *(self._of_times(share) for share in SHARES),
+            ]
+        )
+
+    def _of_times(self, share: float) -> str:
+        what = "sb3_contrib's final return" if share == 1.0 else f"{100 * share:.0f} % of the way there"
+        wall, cpu = self.time_ratios["wall", share], self.time_ratios["cpu", share]
+        if wall is None or cpu is None:
+            return f"- time to {what}: the two sides were not run on the same processor"
+        where = f"{self.cpu}, {self.n_timed[0]} seeds of ours, {self.n_timed[1]} of sb3_contrib"
+        words = f"wall-clock {in_words(wall)}, CPU {in_words(cpu)}"
+        return f"- time to {what} over its own, median of environments: {words} ({where})"
+
+
+def ratio_in_words(ratio: float) -> str:
+    # half of it is the median of two environments of which one does not get there
+    return "not reached" if ratio >= NEVER / 2 else f"{ratio:.2f}"
+
+
+def in_words(ratio: Interval | None) -> str:
+    return "no common processor" if ratio is None else ratio.in_words(ratio_in_words)
+
+
+def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> Summary:
+    ours, reference = (results.finals(name, env_ids) for name in (pair.ours, pair.reference))
+    random, cpu = results.random(env_ids), results.common_cpu(pair, *env_ids)
+    return Summary(
+        pair,
+        group,
+        env_ids,
+        (len(ours), len(reference)),
+        interval(lambda x, y: interquartile_mean(x, y, random), ours, reference),
+        interval(lambda y: interquartile_mean(y, y, random), reference),
+        interval(probability_of_improvement, ours, reference, effort=0.2),
+        cpu,
+        (
+            0 if cpu is None else len(results.seeds(pair.ours, *env_ids, cpu=cpu)),
+            0 if cpu is None else len(results.seeds(pair.reference, *env_ids, cpu=cpu)),
+        ),
+        {
+            (clock, share): median_time_ratio(results, pair, env_ids, clock, share)
+            for clock in ("wall", "cpu")
+            for share in SHARES
+        },
+    )
+
+
+def summaries_of(results: Results) -> dict[tuple[Pair, str], Summary]:
+    """Of every pair and group with enough runs."""
+    found = {}
+    for pair in PAIRS:
+        for group in GROUPS:
+            env_ids = results.scored(pair, GROUPS[group])
+            if env_ids and results.fewest(pair, *env_ids) >= LEAST_SEEDS:
+                found[pair, group] = summarize(results, pair, group, env_ids)
+    return found
+
+
+# -- bars -------------------------------------------------------------------------------------------------
+
+
+class Bar(NamedTuple):
+    """What was to be reached, what was, and by how many seeds.
+
+    :param met: None where there are no runs to say
+    :param stretch: whether what was hoped for beyond the bar was reached too; None where there is nothing beyond
+    :param so_far: whether seeds are still to be run
+    """
+
+    what: str
+    reached: str
+    met: bool | None
+    seeds: str
+    stretch: bool | None = None
+    so_far: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.met is None:
+            return "not run"
+        words = "stretch met" if self.met and self.stretch else "met" if self.met else "missed"
+        return f"{words} so far" if self.so_far else words
+
+
+STRETCH = {"HalfCheetah-v5": 6000.0, "Hopper-v5": 3372.0, "Walker2d-v5": 4933.0, "Swimmer-v5": 359.0}
+"""Returns published for PPO (HalfCheetah) and sb3_contrib.TRPO (the others), on v3."""
+
+
+def bars(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> list[Bar]:
+    """What the project set out to reach, as far as there are runs to say."""
+    zoo, norm = summaries.get((PAIRS[0], "MuJoCo")), summaries.get((PAIRS[2], "MuJoCo"))
+    env_ids = [env_id for group in GROUPS.values() for env_id in results.environments(PAIRS[0], group)]
+    return [
+        *zoo_bars(zoo),
+        defaults_bar(norm),
+        no_worse_bar(results, env_ids),
+        *(mean_bar(results, env_id) for env_id in env_ids),
+    ]
+
+
+def seeds_in_words(summary: Summary) -> tuple[str, bool]:
+    """How many, and whether some are still to be run."""
+    n_seeds, planned, env_ids = min(summary.n_seeds), SEEDS[summary.pair], GROUPS[summary.group]
+    words = f"{n_seeds} of {planned} on {len(summary.env_ids)} of {len(env_ids)} environments"
+    return words, n_seeds < planned or len(summary.env_ids) < len(env_ids)
+
+
+def zoo_bars(zoo: Summary | None) -> list[Bar]:
+    score = "MuJoCo, Zoo files: IQM ≥ 1.3 (stretch 1.6) and its interval above 1"
+    times = {clock: f"the same: time to their final return, {clock} ≤ 1/3 (stretch 1/5)" for clock in ("wall", "cpu")}
+    if zoo is None:
+        return [Bar(what, "", None, "") for what in (score, *times.values())]
+    (seeds, so_far), iqm = seeds_in_words(zoo), zoo.iqm
+    found = [Bar(score, str(iqm), bool(iqm.low > 1.0 and iqm.estimate >= 1.3), seeds, bool(iqm.estimate >= 1.6), so_far)]
+    for clock, what in times.items():
+        ratio = zoo.time_ratios[clock, 1.0]
+        met, stretch = (None if ratio is None else bool(ratio.estimate <= bound) for bound in (1 / 3, 1 / 5))
+        found.append(Bar(what, in_words(ratio), met, f"{min(zoo.n_timed)} on one processor", stretch, so_far))
+    return found
+
+
+def defaults_bar(norm: Summary | None) -> Bar:
+    what = "MuJoCo, defaults, normalised observations: IQM ≥ 1"
+    if norm is None:
+        return Bar(what, "", None, "")
+    seeds, so_far = seeds_in_words(norm)
+    return Bar(what, str(norm.iqm), bool(norm.iqm.estimate >= 1.0), seeds, so_far=so_far)
+
+
+def no_worse_bar(results: Results, env_ids: list[str]) -> Bar:
+    """Over environments with enough runs: P(improvement) nowhere wholly under 0.5."""
+    what = "Zoo files: no environment significantly worse, P(improvement) nowhere wholly under 0.5"
+    if not env_ids:
+        return Bar(what, "", None, "")
+    chances = {}
+    for env_id in env_ids:
+        ours, reference = (results.finals(name, [env_id]) for name in (PAIRS[0].ours, PAIRS[0].reference))
+        chances[env_id] = interval(probability_of_improvement, ours, reference, effort=0.2)
+    worse = [env_id for env_id, chance in chances.items() if chance.high < 0.5]
+    fewest, planned = min(results.fewest(PAIRS[0], env_id) for env_id in env_ids), SEEDS[PAIRS[0]]
+    n_planned = sum(map(len, GROUPS.values()))
+    seeds = f"at least {fewest} of {planned} on {len(env_ids)} of {n_planned} environments"
+    so_far = fewest < planned or len(env_ids) < n_planned
+    return Bar(what, ", ".join(worse) or "none", not worse, seeds, so_far=so_far)
+
+
+def mean_bar(results: Results, env_id: str) -> Bar:
+    ours, reference = (results.finals(name, [env_id]).mean() for name in (PAIRS[0].ours, PAIRS[0].reference))
+    stretch, n_seeds, planned = STRETCH.get(env_id), results.fewest(PAIRS[0], env_id), SEEDS[PAIRS[0]]
+    return Bar(
+        f"{env_id}, Zoo files: mean ≥ theirs" + ("" if stretch is None else f" (stretch {stretch:.0f})"),
+        f"{ours:.1f} against {reference:.1f}",
+        bool(ours >= reference),
+        f"{n_seeds} of {planned}",
+        None if stretch is None else bool(ours >= stretch),
+        n_seeds < planned,
+    )
+
+
+def bars_section(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> str:
+    rows = [(bar.what, bar.reached, bar.verdict, bar.seeds) for bar in bars(results, summaries)]
+    return "### Bars\n\n" + markdown_table(("", "reached", "", "seeds"), rows)
