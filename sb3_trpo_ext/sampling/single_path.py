@@ -22,6 +22,7 @@ from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
 from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
 from sb3_trpo_ext.sampling.buffers import compute_returns
+from sb3_trpo_ext.sampling.stepping import step_of
 
 if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.collecting import Collecting
@@ -45,7 +46,7 @@ def collect_single_path(
     :param visit: called with t when the environments are in s_t, before they are stepped
     :return: False if a callback ended the rollout early
     """
-    to_env = action_transform(algorithm)
+    to_env, step = action_transform(algorithm), step_of(env)
     rollout_buffer.reset()
     if algorithm.use_sde:
         algorithm.policy.reset_noise(env.num_envs)
@@ -67,7 +68,7 @@ def collect_single_path(
             visit(n_steps)
         acted = actor.act(algorithm._last_obs, n_steps)  # type: ignore[arg-type]
         clipped_actions = to_env(acted.actions)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        new_obs, rewards, dones, infos = step(clipped_actions)
         algorithm.num_timesteps += env.num_envs
         scope.update(
             n_steps=n_steps,
@@ -86,7 +87,7 @@ def collect_single_path(
             return False
         algorithm._update_info_buffer(infos, dones)
         recorder.add(Transition(algorithm._last_obs, rewards, algorithm._last_episode_starts, dones, infos), acted)  # type: ignore[arg-type]
-        algorithm._last_obs = new_obs  # type: ignore[assignment]
+        algorithm._last_obs = new_obs
         algorithm._last_episode_starts = dones
     scope.update(n_steps=n_rollout_steps, values=recorder.finish(new_obs, dones))
     callback.update_locals(scope)
