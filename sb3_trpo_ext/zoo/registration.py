@@ -25,7 +25,7 @@ def sample_trpo_ext_params(
         {
             **_sample_shared(trial),
             **_sample_critic(trial),
-            "target_kl": trial.suggest_float("target_kl", 0.003, 0.2, log=True),
+            **_sample_radius(trial, 0.003, 0.2),
             "cg_damping": trial.suggest_float("cg_damping", 0.001, 1.0, log=True),
         }
     )
@@ -37,7 +37,7 @@ def sample_npg_ext_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
         {
             **_sample_shared(trial),
             **_sample_critic(trial),
-            "target_kl": trial.suggest_float("target_kl", 0.001, 0.05, log=True),
+            **_sample_radius(trial, 0.001, 0.05),
             "cg_damping": trial.suggest_float("cg_damping", 0.01, 1.0, log=True),
         }
     )
@@ -66,6 +66,15 @@ def _sample_shared(trial: optuna.Trial) -> dict[str, Any]:
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 0.1, log=True),
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+        "log_std_init": trial.suggest_float("log_std_init", -1.0, 0.5),
+    }
+
+
+def _sample_radius(trial: optuna.Trial, low: float, high: float) -> dict[str, Any]:
+    """Constant, or falling to 0 over the trial."""
+    return {
+        "target_kl": trial.suggest_float("target_kl", low, high, log=True),
+        "target_kl_falls": trial.suggest_categorical("target_kl_falls", [False, True]),
     }
 
 
@@ -88,7 +97,13 @@ def convert_params(sampled: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the algorithm from the parameters of a trial."""
     from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
-    return convert_onpolicy_params(sampled)
+    rest = dict(sampled)
+    log_std_init, falls = rest.pop("log_std_init"), rest.pop("target_kl_falls", False)
+    arguments = convert_onpolicy_params(rest)
+    arguments["policy_kwargs"]["log_std_init"] = log_std_init
+    if falls:
+        arguments["target_kl"] = f"lin_{arguments['target_kl']}"
+    return arguments
 
 
 SAMPLERS = {

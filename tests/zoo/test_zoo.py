@@ -24,6 +24,8 @@ from sb3_trpo_ext.zoo.__main__ import VERBS, main, with_own_config
 from sb3_trpo_ext.zoo.registration import ALGORITHMS, SAMPLERS, convert_params
 from tests.envs import Walk
 
+PAGE = "sb3_trpo_ext.plots.TrainingPage"
+
 
 def zoo(*arguments, cwd, expect=0):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -104,6 +106,32 @@ def test_a_schedule_of_the_radius_comes_through_the_zoo(tmp_path):
     assert model.outcome_counts == {"accepted": 1, "zero_radius": 1}
 
 
+def test_a_trial_of_a_study_is_trained_as_it_was_sampled(tmp_path):
+    study = ("--storage", "sqlite:///study.db", "--study-name", "mine", "-f", "logs")
+    options = ("--n-trials", 2, "--n-startup-trials", 1, "--n-evaluations", 1, "--no-optim-plots", "--pruner", "halving")
+    common = ("train", "--algo", "trpo_ext", "--env", "Pendulum-v1", "-n", 400)
+    zoo(*common, "-optimize", *options, *study, cwd=tmp_path)
+    zoo(*common, "--trial-id", 1, "--eval-freq", -1, *study, cwd=tmp_path)
+    sampled = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="mine").trials[1].params
+    model = TRPOExt.load(tmp_path / "logs/trpo_ext/Pendulum-v1_2/Pendulum-v1.zip", device="cpu")
+    assert model.cg_damping == sampled["cg_damping"] and model.critic == sampled["critic"]
+    assert model.policy_kwargs["log_std_init"] == sampled["log_std_init"]
+    assert isinstance(model.target_kl, LinearSchedule) == sampled["target_kl_falls"]
+
+
+def test_the_page_of_pictures_as_a_callback_of_a_zoo_file(tmp_path):
+    entry = {
+        "policy": "MlpPolicy",
+        "n_timesteps": 600,
+        "n_steps": 64,
+        "callback": [{PAGE: {"picture": "page.png", "every": 4}}],
+    }
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"CartPole-v1": entry}))
+    options = ("--conf-file", "mine.yml", "-f", "logs", "--eval-freq", -1)
+    zoo("train", "--algo", "trpo_ext", "--env", "CartPole-v1", *options, cwd=tmp_path)
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_plot_train(trained, plot):
     folder, _ = trained
@@ -147,8 +175,10 @@ def test_a_verb_that_does_not_exist_is_named(tmp_path):
     assert "{train,enjoy" in output and "got tarin" in output
 
 
-def test_v4_names_have_the_entries_of_v5():
-    file = entries()
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_v4_names_have_the_entries_of_v5(algorithm):
+    file = entries(algorithm)
+    assert {"default", "atari", "MountainCar-v0"} <= set(file)
     v5 = [name for name in file if name.endswith("-v5")]
     assert v5 and all(file[name.replace("-v5", "-v4")] == file[name] for name in v5)
 
