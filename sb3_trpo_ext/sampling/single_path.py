@@ -22,7 +22,7 @@ from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
 from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
 from sb3_trpo_ext.sampling.buffers import compute_returns
-from sb3_trpo_ext.sampling.stepping import step_of
+from sb3_trpo_ext.sampling.stepping import step
 
 if TYPE_CHECKING:
     from sb3_trpo_ext.algorithms.collecting import Collecting
@@ -46,7 +46,7 @@ def collect_single_path(
     :param visit: called with t when the environments are in s_t, before they are stepped
     :return: False if a callback ended the rollout early
     """
-    to_env, step = action_transform(algorithm), step_of(env)
+    to_env = action_transform(algorithm)
     rollout_buffer.reset()
     if algorithm.use_sde:
         algorithm.policy.reset_noise(env.num_envs)
@@ -68,7 +68,7 @@ def collect_single_path(
             visit(n_steps)
         acted = actor.act(algorithm._last_obs, n_steps)  # type: ignore[arg-type]
         clipped_actions = to_env(acted.actions)
-        new_obs, rewards, dones, infos = step(clipped_actions)
+        new_obs, rewards, dones, infos = step(env, clipped_actions)
         algorithm.num_timesteps += env.num_envs
         scope.update(
             n_steps=n_steps,

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage
 
-from sb3_trpo_ext.sampling.stepping import step_of
+from sb3_trpo_ext.sampling.stepping import _update, step
 from tests.envs import Walk, limited
 
 STATISTICS = ("mean", "var", "count")
@@ -60,11 +61,10 @@ def test_steps_and_state_are_those_of_sb3(env_id, n_envs, normalize):
     ours, theirs = (env_of(env_id, n_envs, normalize) for _ in range(2))
     assert_same(ours.reset(), theirs.reset())
     ours.action_space.seed(0)
-    step, ended = step_of(ours), 0
-    assert step != ours.step
+    ended = 0
     for t in range(450):
         actions = np.array([ours.action_space.sample() for _ in range(n_envs)])
-        found, expected = step(actions), theirs.step(actions)
+        found, expected = step(ours, actions), theirs.step(actions)
         assert_same(found, expected)
         assert_same(state_of(ours), state_of(theirs))
         ended += found[2].sum()
@@ -77,46 +77,111 @@ def test_steps_and_state_are_those_of_sb3(env_id, n_envs, normalize):
 def test_what_is_given_out_stays_as_it_was():
     env = VecNormalize(DummyVecEnv([lambda: limited(Walk())] * 2), norm_obs=False)
     env.reset()
-    step = step_of(env)
-    observations, rewards, dones, infos = step(np.zeros((2, 2), dtype=np.float32))
-    kept = [np.copy(observations), np.copy(rewards), np.copy(dones), [dict(info) for info in infos]]
+    observations, rewards, dones, infos = step(env, np.zeros((2, 2), dtype=np.float32))
+    kept = [np.copy(observations), np.copy(rewards), np.copy(dones)]
     observations *= 2.0  # the original observation is the environment's own
     np.testing.assert_array_equal(2.0 * env.get_original_obs(), observations)
     observations /= 2.0
     infos[0]["mine"] = True
-    step(np.ones((2, 2), dtype=np.float32))
+    step(env, np.ones((2, 2), dtype=np.float32))
     assert "mine" not in env.venv.buf_infos[0]
-    np.testing.assert_array_equal(observations, kept[0])
-    np.testing.assert_array_equal(rewards, kept[1])
-    np.testing.assert_array_equal(dones, kept[2])
+    for array, before in zip((observations, rewards, dones), kept, strict=True):
+        np.testing.assert_array_equal(array, before)
 
 
-def test_mutable_contents_of_infos_are_copied():
+class Telling(Walk):
+    """Infos that hold one array twice, and change it from step to step."""
+
     shared = np.zeros(3)
 
-    class Telling(Walk):
-        def step(self, action):
-            shared[:] += 1.0
-            obs, reward, terminated, truncated, _ = super().step(action)
-            return obs, reward, terminated, truncated, {"shared": shared, "number": 1.5}
+    def step(self, action):
+        self.shared[:] += 1.0
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"shared": self.shared, "again": self.shared, "number": 1.5}
 
+
+def test_mutable_contents_of_infos_are_copied_once():
     env = DummyVecEnv([Telling])
     env.reset()
-    step = step_of(env)
-    infos = [step(np.zeros((1, 2), dtype=np.float32))[3][0] for _ in range(3)]
+    infos = [step(env, np.zeros((1, 2), dtype=np.float32))[3][0] for _ in range(3)]
     assert [info["shared"][0] for info in infos] == [1.0, 2.0, 3.0]
+    assert all(info["shared"] is info["again"] for info in infos)
+
+
+def test_images_keep_the_order_in_which_their_numbers_lie():
+    # channels last, seen as channels first; spaces sample, so each has its own
+    def images():
+        return Walk(observation_space=spaces.Box(0, 255, (8, 6, 3), np.uint8))
+
+    ours, theirs = (VecNormalize(VecTransposeImage(DummyVecEnv([images] * 2)), norm_obs=False) for _ in range(2))
+    for env in (ours, theirs):
+        env.seed(0)
+        env.reset()
+    actions = np.zeros((2, 2), dtype=np.float32)
+    found, expected = step(ours, actions), theirs.step(actions)
+    assert_same(found[:3], expected[:3])
+    assert found[0].strides == expected[0].strides
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_statistics_of_any_kind_of_number(dtype, shape):
+    ours, theirs = RunningMeanStd(shape=shape), RunningMeanStd(shape=shape)
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 7, 20):
+        rows = (10.0 * rng.normal(size=(n, *shape))).astype(dtype)
+        _update(ours, rows)
+        theirs.update(rows)
+        assert_same(vars(ours), vars(theirs))
 
 
 class Louder(DummyVecEnv):
     pass
 
 
-def test_whatever_is_not_exactly_known_is_stepped_by_itself():
-    dummy = DummyVecEnv([Walk])
-    boxes = spaces.Dict(a=spaces.Box(-1.0, 1.0, (2,)), b=spaces.Box(-1.0, 1.0, (3,)))
-    for env in (Louder([Walk]), VecMonitor(dummy), VecFrameStack(dummy, 2)):
-        assert step_of(env) == env.step
-    env = VecNormalize(DummyVecEnv([lambda: Walk(observation_space=boxes)]))
-    assert step_of(env) == env.step
-    dummy.step = lambda actions: None
-    assert step_of(dummy) is dummy.step
+def calls(monkeypatch, env, owner, name):
+    """How often one step calls this method once it has been patched."""
+    n_calls, method = [0], getattr(owner, name)
+
+    def counted(*args, **kwargs):
+        n_calls[0] += 1
+        return method(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, counted)
+        step(env, np.zeros((2, 2), dtype=np.float32))
+    return n_calls[0]
+
+
+def test_whatever_is_not_exactly_known_is_stepped_by_itself(monkeypatch):
+    dummy = DummyVecEnv([Walk] * 2)
+    vectors = spaces.Dict(a=spaces.Box(-1.0, 1.0, (2,)), b=spaces.Box(-1.0, 1.0, (3,)))
+    others = (
+        *(Louder([Walk] * 2), VecMonitor(dummy), VecFrameStack(dummy, 2)),
+        VecNormalize(DummyVecEnv([lambda: Walk(observation_space=vectors)] * 2)),
+    )
+    for env in others:
+        env.reset()
+        assert calls(monkeypatch, env, type(env), "step_wait") == 1
+
+
+@pytest.mark.parametrize("name", ["step_async", "step_wait", "normalize_obs", "_normalize_obs", "_update_reward"])
+@pytest.mark.parametrize("on_instance", [True, False])
+def test_a_method_that_was_patched_is_called_at_the_very_next_step(monkeypatch, name, on_instance):
+    env = VecNormalize(DummyVecEnv([Walk] * 2))
+    env.reset()
+    step(env, np.zeros((2, 2), dtype=np.float32))
+    assert calls(monkeypatch, env, env if on_instance else VecNormalize, name) >= 1
+    if name in ("step_async", "step_wait"):
+        assert calls(monkeypatch, env, env.venv if on_instance else DummyVecEnv, name) == 1
+    assert calls(monkeypatch, env, env.obs_rms if on_instance else RunningMeanStd, "update") == (1 if on_instance else 2)
+
+
+def test_environments_that_are_exchanged_on_the_way_are_stepped(monkeypatch):
+    env, other = VecNormalize(DummyVecEnv([Walk] * 2)), Louder([Walk] * 2)
+    for stack in (env, other):
+        stack.reset()
+    env.venv = other
+    # by what VecNormalize calls, which is not step()
+    monkeypatch.setattr(Louder, "step", None)
+    assert calls(monkeypatch, env, other, "step_wait") == 1
