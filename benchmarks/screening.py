@@ -16,9 +16,10 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from _measure import argument_parser, print_table, set_up
@@ -101,45 +102,53 @@ def run_all(arguments: argparse.Namespace) -> None:
         list(pool.map(lambda spec: run_apart(*spec), itertools.product(arguments.rows, arguments.envs)))
 
 
-def effects(levels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
-    """Main effects, (choices,), by least squares, and the standard error that they share.
+class Effects(NamedTuple):
+    """Of each choice, (choices,) both; standard errors are NaN where there are no more runs than figures."""
+
+    estimates: np.ndarray
+    errors: np.ndarray
+
+    def cell(self, choice: int) -> str:
+        error = self.errors[choice]
+        return f"{100 * self.estimates[choice]:+.0f}" + ("" if np.isnan(error) else f" ± {100 * error:.0f}") + " %"
+
+
+def effects(levels: np.ndarray, scores: np.ndarray) -> Effects:
+    """Main effects by least squares, with their standard errors.
 
     :param levels: (runs, choices), 0 or 1
     :param scores: (runs,)
     """
     columns = np.column_stack([np.ones(len(levels)), levels - 0.5])
     coefficients, *_ = np.linalg.lstsq(columns, scores, rcond=None)
-    freedom = len(scores) - columns.shape[1]
-    residuals = scores - columns @ coefficients
-    error = np.sqrt((residuals @ residuals) / max(freedom, 1) * 4 / len(scores)) if freedom > 0 else np.nan
-    return coefficients[1:], float(error)
+    freedom, residuals = len(scores) - columns.shape[1], scores - columns @ coefficients
+    variance = residuals @ residuals / freedom if freedom > 0 else np.nan
+    errors = np.sqrt(variance * np.diag(np.linalg.pinv(columns.T @ columns)))
+    return Effects(coefficients[1:], errors[1:])
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Main effects as a share of the mean return: on each environment, and their mean."""
+    """Main effects as a share of an environment's mean return: by itself, and of all runs together."""
     for title, score_of in (("final policy", lambda run: run.final), ("mean over training", mean_of_curve)):
-        columns, errors = [], []
-        for env_id in arguments.envs:
-            paths = [path_of(arguments.folder, "runs", env_id, row) for row in range(len(design()))]
-            found = [(row, read(path)) for row, path in enumerate(paths) if path.exists()]
-            scores = np.array([score_of(run) for _, run in found])
-            of_env, error = effects(design()[[row for row, _ in found]], scores)
-            columns.append(of_env / scores.mean())
-            errors.append(error / scores.mean())
-            print(f"{env_id}, {title}: {len(found)} runs, mean {scores.mean():.0f} ± {scores.std(ddof=1):.0f}")
-        pooled = np.mean(columns, axis=0)
+        samples = {env_id: scores_of(arguments, env_id, score_of) for env_id in arguments.envs}
+        for env_id, (_, scores) in samples.items():
+            print(f"{env_id}, {title}: {len(scores)} runs, mean {scores.mean():.0f} ± {scores.std(ddof=1):.0f}")
+        shares = [(levels, scores / scores.mean()) for levels, scores in samples.values()]
+        together = effects(np.vstack([levels for levels, _ in shares]), np.concatenate([share for _, share in shares]))
+        columns = [*(effects(*share) for share in shares), together]
         rows = [
-            (
-                f"{name}: {high} against {low}",
-                *(f"{100 * column[i]:+.0f} %" for column in columns),
-                f"{100 * pooled[i]:+.0f} %",
-            )
+            (f"{name}: {high} against {low}", *(column.cell(i) for column in columns))
             for i, (name, (low, high)) in enumerate(CHOICES.items())
         ]
-        error = np.sqrt(np.square(errors).sum()) / len(errors)
-        rows.append(("standard error", *(f"{100 * e:.0f} %" for e in errors), f"{100 * error:.0f} %"))
-        print_table(f"Main effects on the return, {title}", ("", *arguments.envs, "mean"), rows)
+        print_table(f"Main effects on the return, {title}", ("", *arguments.envs, "together"), rows)
         print()
+
+
+def scores_of(arguments: argparse.Namespace, env_id: str, score_of: Callable[[Run], float]) -> tuple[np.ndarray, np.ndarray]:
+    """Levels (runs, choices) and scores (runs,) of the rows that were run."""
+    paths = [path_of(arguments.folder, "runs", env_id, row) for row in range(len(design()))]
+    there = [row for row, path in enumerate(paths) if path.exists()]
+    return design()[there], np.array([score_of(read(paths[row])) for row in there])
 
 
 def mean_of_curve(run: Run) -> float:

@@ -20,10 +20,13 @@ def test_main_effects_are_orthogonal_to_one_another_and_to_every_product_of_two(
 def test_effects_are_found_whatever_two_choices_do_together():
     levels, truth = design(), np.array([3.0, -1.0, 0.0, 2.0, 0.5, 0.0, -4.0])
     scores = 10.0 + levels @ truth + 7.0 * (levels[:, 0] - 0.5) * (levels[:, 3] - 0.5)
-    found, error = effects(levels, scores)
+    found, errors = effects(levels, scores)
     np.testing.assert_allclose(found, truth, atol=1e-12)
     # the product is what is left over: its variance is (7/4)², of which an effect's error is 2/sqrt(16) with 8 degrees of 16
-    assert error == np.sqrt((7 / 4) ** 2 * 16 / 8 * 4 / 16)
+    np.testing.assert_allclose(errors, np.sqrt((7 / 4) ** 2 * 16 / 8 * 4 / 16))
+    # of eight runs there are as many figures as runs
+    half = effects(levels[[1, 3, 4, 6, 8, 10, 13, 15]], scores[[1, 3, 4, 6, 8, 10, 13, 15]])
+    assert np.isnan(half.errors).all() and not np.isnan(half.estimates).any()
 
 
 def test_every_row_is_a_setting_of_its_own():
