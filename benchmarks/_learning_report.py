@@ -17,7 +17,7 @@ from _learning_summary import Summary, bars_section, ratio_in_words, summaries_o
 from _measure import markdown_table
 from _results import GROUPS, LEAST_SEEDS, PAIRS, SHARES, Curves, Pair, Results, cpu_of, time_ratio
 from _runs import Run, read_all
-from _scores import interval, probability_of_improvement
+from _scores import COVERAGE, interval, probability_of_improvement
 
 # -- tables -----------------------------------------------------------------------------------------------
 
@@ -118,12 +118,12 @@ def index(runs: Sequence[Run]) -> dict[str, Any]:
     return {"runs": kinds}
 
 
-EXPLANATION = """\
+EXPLANATION = f"""\
 Return: mean over 20 deterministic episodes with the final policy; mean ± standard deviation over seeds (number of
 seeds). Normalised score: (return − random) / (mean of sb3_contrib − random). Square brackets: 95% intervals of a
 stratified percentile bootstrap, both sides resampled; of few runs such intervals are too narrow (of normal samples of
-3, 5 and 10 they cover the mean about 74, 82 and 90 times in 100). Summaries over several environments take the seeds
-that were run on all of them.
+{", ".join(map(str, COVERAGE))} they cover the mean about {", ".join(map(str, COVERAGE.values()))} times in 100).
+Summaries over several environments take the seeds that were run on all of them.
 
 Times are of training alone, one thread, and compared only between runs on processors of the same name. `time to their
 final return`: when our mean curve first reaches the mean final return of sb3_contrib, over when its own does, by

@@ -66,6 +66,10 @@ def in_words(ratio: Interval | None) -> str:
 def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> Summary:
     ours, reference = (results.finals(name, env_ids) for name in (pair.ours, pair.reference))
     random, cpu = results.random(env_ids), results.common_cpu(pair, *env_ids)
+
+    def n_seeds(name: str) -> int:
+        return len(results.seeds(name, *env_ids, cpu=cpu))
+
     return Summary(
         pair,
         group,
@@ -75,10 +79,7 @@ def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> S
         interval(lambda y: interquartile_mean(y, y, random), reference),
         interval(probability_of_improvement, ours, reference, effort=0.2),
         cpu,
-        (
-            0 if cpu is None else len(results.seeds(pair.ours, *env_ids, cpu=cpu)),
-            0 if cpu is None else len(results.seeds(pair.reference, *env_ids, cpu=cpu)),
-        ),
+        (0, 0) if cpu is None else (n_seeds(pair.ours), n_seeds(pair.reference)),
         {
             (clock, share): median_time_ratio(results, pair, env_ids, clock, share)
             for clock in ("wall", "cpu")
@@ -157,7 +158,9 @@ def zoo_bars(zoo: Summary | None) -> list[Bar]:
     for clock, what in times.items():
         ratio = zoo.time_ratios[clock, 1.0]
         met, stretch = (None if ratio is None else bool(ratio.estimate <= bound) for bound in (1 / 3, 1 / 5))
-        found.append(Bar(what, in_words(ratio), met, f"{min(zoo.n_timed)} on one processor", stretch, so_far))
+        n_timed = min(zoo.n_timed)
+        few = so_far or n_timed < SEEDS[zoo.pair]
+        found.append(Bar(what, in_words(ratio), met, f"{n_timed} on one processor", stretch, few))
     return found
 
 

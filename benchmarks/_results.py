@@ -93,8 +93,8 @@ class Results:
         def n_seeds(cpu: str) -> int:
             return min(len(self.seeds(name, *env_ids, cpu=cpu)) for name in (pair.ours, pair.reference))
 
-        names = sorted({cpu_of(run) for run in runs}, key=n_seeds)
-        return names[-1] if names and n_seeds(names[-1]) > 0 else None
+        best = max(sorted({cpu_of(run) for run in runs}), key=n_seeds, default=None)
+        return best if best is not None and n_seeds(best) > 0 else None
 
     def environments(self, pair: Pair, env_ids: Iterable[str], least: int = LEAST_SEEDS) -> list[str]:
         """Those of which there are so many runs on both sides."""

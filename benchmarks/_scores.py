@@ -15,6 +15,8 @@ from rliable import library, metrics
 
 REPEATS = 5_000
 """Resamples of an interval."""
+COVERAGE = {3: 75, 5: 83, 10: 90}
+"""Of normal samples of so many runs: how often in 100 a 95% interval covers their mean."""
 Statistic = Callable[..., "np.ndarray | float"]
 
 

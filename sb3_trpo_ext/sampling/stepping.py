@@ -1,6 +1,6 @@
 """Stepping SB3's own vectorised environments with less overhead: the same results, the same state left behind.
 
-Of a rollout step through ``VecNormalize(DummyVecEnv)`` on MuJoCo, about a third goes into deep copies of dictionaries
+Of a rollout step through ``VecNormalize(DummyVecEnv)`` on MuJoCo, about a quarter goes into deep copies of dictionaries
 of numbers and into NumPy's general-purpose means and variances of a few rows. Whatever is not exactly one of these two
 classes, with the methods that they came with, is stepped by its own.
 """

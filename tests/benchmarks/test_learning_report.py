@@ -102,6 +102,12 @@ def test_on_a_plateau_the_way_there_counts_and_not_the_last_touch():
     assert time_ratio(ahead, straight, "cpu", start=-100.0, share=0.75) == pytest.approx(0.5**2 / 0.5, rel=0.02)
 
 
+def test_of_processors_with_as_many_seeds_it_is_always_the_same_one(folder):
+    for algorithm in ("sb3_contrib_zoo", "trpo_ext_zoo"):
+        put(folder, *(made_up(algorithm, "Pendulum-v1", seed, 0.0, cpu="B") for seed in (0, 1)))
+    assert results_of(folder).common_cpu(PAIRS[0], "Pendulum-v1") == "A"
+
+
 def test_what_is_not_reached_is_not_a_number():
     found = Interval(np.float64(NEVER / 2 + 0.2), np.float64(0.3), np.float64(NEVER))
     assert in_words(found) == "not reached [0.30, not reached]"

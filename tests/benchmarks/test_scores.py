@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from _scores import (
+    COVERAGE,
     interquartile_mean,
     interval,
     normalized,
@@ -45,6 +46,15 @@ def test_an_interval_covers_what_it_should_and_is_repeatable():
     assert 33 <= hits <= 40
     scores = rng.normal(size=(10, 2))
     assert interval(np.mean, scores) == interval(np.mean, scores)
+
+
+@pytest.mark.parametrize("n_runs", COVERAGE)
+def test_of_few_runs_an_interval_covers_as_seldom_as_the_report_says(n_runs):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(2000, n_runs))
+    drawn = rng.integers(0, n_runs, (2000, n_runs))
+    low, high = np.percentile(samples[:, drawn].mean(axis=2), [2.5, 97.5], axis=1)
+    assert 100 * np.mean((low <= 0.0) & (high >= 0.0)) == pytest.approx(COVERAGE[n_runs], abs=2.0)
 
 
 def test_both_sides_are_resampled():
