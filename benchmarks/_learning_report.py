@@ -32,7 +32,10 @@ def spread(scores: np.ndarray) -> str:
     return f"{scores.mean():.1f}{deviation} ({len(scores)})"
 
 
-def environment_row(results: Results, pair: Pair, env_id: str) -> list[str]:
+def environment_row(results: Results, pair: Pair, env_id: str, timed: Sequence[str]) -> list[str]:
+    """
+    :param timed: environments on all of which a seed must have been run for its times to count
+    """
     ours, reference = (results.finals(name, [env_id]) for name in (pair.ours, pair.reference))
     enough = results.fewest(pair, env_id) >= LEAST_SEEDS
     return [
@@ -41,16 +44,16 @@ def environment_row(results: Results, pair: Pair, env_id: str) -> list[str]:
         spread(reference[:, 0]),
         spread(ours[:, 0]),
         str(interval(probability_of_improvement, ours, reference, effort=0.2)) if enough else "too few seeds",
-        *cells_of_times(results, pair, env_id),
+        *cells_of_times(results, pair, env_id, timed),
     ]
 
 
-def cells_of_times(results: Results, pair: Pair, env_id: str) -> list[str]:
+def cells_of_times(results: Results, pair: Pair, env_id: str, timed: Sequence[str]) -> list[str]:
     """Of runs on one processor: minutes of training, and the ratios of times at ``SHARES`` of the way."""
-    cpu = results.common_cpu(pair, env_id)
+    cpu = results.common_cpu(pair, *timed)
     if cpu is None:
         return ["no common processor"] * (1 + len(SHARES))
-    sides = [results.curves(name, env_id, results.seeds(name, env_id, cpu=cpu)) for name in (pair.ours, pair.reference)]
+    sides = [results.curves(name, env_id, results.seeds(name, *timed, cpu=cpu)) for name in (pair.ours, pair.reference)]
     start = float(results.random([env_id])[0])
 
     def minutes(side: Curves) -> str:
@@ -68,9 +71,14 @@ def section(results: Results, pair: Pair, group: str, summary: Summary | None) -
     """One pair on one group: a table and what it amounts to, or that there is nothing yet."""
     title = f"### {group}, {pair.title}"
     shown = results.environments(pair, GROUPS[group], least=1)
-    if not shown:
+    if not any(results.runs(name, env_id) for name in (pair.ours, pair.reference) for env_id in GROUPS[group]):
         return f"{title}\n\nNot run."
-    parts = [title, markdown_table(HEADER, [environment_row(results, pair, env_id) for env_id in shown])]
+    parts = [title]
+    if shown:
+        summed = [] if summary is None else summary.env_ids
+        # the seeds that the summary's times rest on, so that its median is that of the column
+        rows = [environment_row(results, pair, env_id, summed if env_id in summed else [env_id]) for env_id in shown]
+        parts.append(markdown_table(HEADER, rows))
     if summary is not None:
         parts.append(summary.sentences())
     no_score = [env_id for env_id in results.environments(pair, shown) if env_id not in results.scored(pair, shown)]
@@ -125,12 +133,20 @@ stratified percentile bootstrap, both sides resampled; of few runs such interval
 {", ".join(map(str, COVERAGE))} they cover the mean about {", ".join(map(str, COVERAGE.values()))} times in 100).
 Summaries over several environments take the seeds that were run on all of them.
 
-Times are of training alone, one thread, and compared only between runs on processors of the same name. `time to their
+Times are of training alone, one thread, and compared only between runs on processors of the same name: under
+a table with a summary, of the seeds that were run there on all of its environments. `time to their
 final return`: when our mean curve first reaches the mean final return of sb3_contrib, over when its own does, by
 wall-clock and, in brackets, by CPU time; between evaluations curves are straight, so that below a twentieth of the budget
 the ratio is coarse. On a plateau the moment when a noisy curve first touches its own final value is arbitrary; `to 95 %
 of it` takes 95 % of the way from the random policy to that return, for both sides."""
 
+
+CAPTION = """\
+One million steps, both with the settings of an RL Zoo file: sb3_contrib.TRPO with the Zoo's own `trpo.yml`, `TRPOExt` with
+`zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these (sb3_contrib's was not tuned again; default
+arguments against default arguments are a table of their own in
+[report.md]({report})). Return: mean of 20 deterministic episodes with the final policy, mean ± standard deviation over
+(so many) seeds; `random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals."""
 
 README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")
 
@@ -167,10 +183,12 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.readme is not None:
         table = sections[PAIRS[0], "MuJoCo"].partition("\n\n")[2]  # without its title
         shown = [path for path in pictures if path.name == "mujoco-zoo.png"]
-        links = [
-            f"![Return against steps and against time]({os.path.relpath(path, arguments.readme.parent)})" for path in shown
-        ]
-        put_into_readme(arguments.readme, "\n\n".join([*links, table]))
+
+        def link(path: Path) -> str:
+            return Path(os.path.relpath(path, arguments.readme.parent)).as_posix()
+
+        links = [f"![Return against steps and against time]({link(path)})" for path in shown]
+        put_into_readme(arguments.readme, "\n\n".join([CAPTION.format(report=link(folder / "report.md")), *links, table]))
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:

@@ -94,12 +94,16 @@ def setting_of(algorithm: str, env_id: str, zoo_file: Path | None = None) -> Set
 
 
 def zoo_setting(path: Path, env_id: str) -> Setting:
-    """An environment's entry of a Zoo file, read as rl_zoo3 reads it; v4 entries serve v5.
+    """An environment's entry of a Zoo file, read as rl_zoo3 reads it as far as our runs need; v4 entries serve v5.
 
     :raises KeyError: where there is neither
+    :raises ValueError: for Python in words, which rl_zoo3 evaluates: its result could not be kept in a run's first line
     """
     entries = yaml.safe_load(path.read_text())
     entry = entries[env_id if env_id in entries else env_id.replace("-v5", "-v4")]
+    in_words = {key: entry[key] for key in ("normalize", "policy_kwargs") if isinstance(entry.get(key), str)}
+    if in_words:
+        raise ValueError(f"{path}, {env_id}: expected dictionaries, got {in_words}")
     entry.pop("n_timesteps", None)
     n_envs, normalize = entry.pop("n_envs", 1), entry.pop("normalize", False)
     if not normalize:

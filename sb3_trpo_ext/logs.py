@@ -34,15 +34,23 @@ def as_log(entries: Iterable[Entry]) -> Log:
     """Entries in the order in which they were logged, by key.
 
     Where timesteps are counted anew (``learn()`` again, with ``reset_num_timesteps``), they go on from where they were.
+    Where they fall back, to more than ever lay between two entries, training was taken up from a checkpoint: what had
+    been logged after it is replaced.
     """
     points: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-    offset = last = 0.0
+    offset = last = longest = 0.0
     for step, values in entries:
-        if offset + step < last:
+        if offset + step < last and step <= longest:
             offset = last
-        last = offset + step
+        now = offset + step
+        if now < last:
+            for key, logged in points.items():
+                points[key] = [point for point in logged if point[0] < now]
+            # the entry before is gone, and how far it was with it
+            last = now
+        longest, last = max(longest, now - last), now
         for key, value in values.items():
-            points[key].append((last, value))
+            points[key].append((now, value))
     return {key: Series(*np.array(pairs, dtype=float).T) for key, pairs in points.items()}
 
 

@@ -92,10 +92,12 @@ def draw_page(groups: Mapping[str, Sequence[Log]]) -> Figure:
         for ax, (title, runs) in zip(row, groups.items(), strict=True):
             _draw_panel(ax, panel, runs)
             ax.set_title(panel.title if len(groups) == 1 else f"{title}: {panel.title}", fontsize="medium")
-    for title, runs in groups.items():
-        if len(groups) == 1:
-            figure.suptitle(title if len(runs) == 1 else f"{title}: {len(runs)} runs, median, least and greatest")
+    figure.suptitle("; ".join(_in_words(title, runs) for title, runs in groups.items()))
     return figure
+
+
+def _in_words(title: str, runs: Sequence[Log]) -> str:
+    return title if len(runs) == 1 else f"{title}: {len(runs)} runs, median, least and greatest"
 
 
 def _draw_panel(ax: Axes, panel: Panel, runs: Sequence[Log]) -> None:
@@ -230,11 +232,14 @@ class TrainingPage(BaseCallback):
 
     def _write_when_due(self) -> None:
         if self._recorder.writes % self.every == 0:
-            try:
-                self.write()
-            except OSError as error:
-                # a full disk is no reason to end the training
-                warn_user(f"the page of training was not written: {error}")
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        try:
+            self.write()
+        except OSError as error:
+            # a full disk is no reason to end the training, nor to lose the model at its end
+            warn_user(f"the page of training was not written: {error}")
 
     def _on_step(self) -> bool:
         return True
@@ -243,7 +248,7 @@ class TrainingPage(BaseCallback):
         # rl_zoo3 ends the training of its first callback twice
         if self._recorder in self.logger.output_formats:
             self.logger.output_formats.remove(self._recorder)
-            self.write()
+            self._try_to_write()
 
     def write(self) -> None:
         """Write the page of what has been logged so far."""

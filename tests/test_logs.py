@@ -51,6 +51,16 @@ def test_a_run_counts_as_far_as_it_goes_and_cuts_no_other_short():
     assert across_runs(runs, "c") is None
 
 
+def test_training_from_a_checkpoint_replaces_what_came_after_it(tmp_path):
+    path = tmp_path / "progress.csv"
+    rows = [(64, 1, 0.5), (128, 2, ""), (192, 3, ""), (256, 4, 0.25), (144, 5, ""), (208, 6, 0.75), (64, 7, ""), (128, 8, "")]
+    path.write_text(HEADER + "".join(f"{step},{reward},{loss},\n" for step, reward, loss in [*rows, (112, 9, "")]))
+    log = read_progress(path)
+    # from a checkpoint at 80; then anew, and that from a checkpoint at 48
+    np.testing.assert_array_equal(log["rollout/ep_rew_mean"], [[64, 128, 144, 208, 272, 320], [1, 2, 5, 6, 7, 9]])
+    np.testing.assert_array_equal(log["train/loss"], [[64, 208], [0.5, 0.75]])
+
+
 def test_timesteps_that_are_counted_anew_go_on(tmp_path):
     path = tmp_path / "progress.csv"
     path.write_text(HEADER + "64,1,,\n128,2,0.5,\n128,3,,\n64,4,,\n128,5,0.25,\n")

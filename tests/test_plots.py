@@ -174,17 +174,16 @@ def test_a_page_that_cannot_be_written_does_not_end_the_training(tmp_path, monke
     model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, device="cpu")
     model.set_logger(configure(str(tmp_path), []))
     page = TrainingPage(tmp_path / "page.png", every=1)
-    attempts = iter([OSError("no space left"), OSError("no space left"), None])
+    attempts = []
 
     def write(self):
-        failure = next(attempts)
-        if failure is not None:
-            raise failure
+        attempts.append(self)
+        raise OSError("no space left")
 
     monkeypatch.setattr(TrainingPage, "write", write)
     with pytest.warns(UserWarning, match="the page of training was not written: no space left"):
-        model.learn(128, callback=page)
-    assert model.num_timesteps == 128
+        assert model.learn(128, callback=page) is model
+    assert model.num_timesteps == 128 and len(attempts) == 3  # two on the way, one at the end
 
 
 def interrupt():

@@ -70,8 +70,8 @@ class TRPOExt(NaturalGradientExt):
     :param ent_coef: weight of an entropy bonus in L
     :param critic: how V is fitted: ``"gauss_newton"`` (second order, whole batch, no learning rate), ``"adam"``
         (minibatches with ``policy.optimizer``, as sb3_contrib does), or ``"none"`` (no V: the advantage is the
-        discounted return, cut at the end of the rollout); ``"auto"`` is Adam where one of its keywords is given or
-        the critic's features are learned (images), else Gauss-Newton
+        discounted return, cut at the end of the rollout); ``"auto"`` is Adam where one of its keywords has
+        another value than its default or the critic's features are learned (images), else Gauss-Newton
     :param critic_steps: Gauss-Newton steps per update
     :param critic_cg_steps: conjugate gradient steps in each
     :param max_grad_norm: clip the gradient of ``critic="adam"`` at this norm; 0: no clipping

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from _learning_report import index, put_into_readme, report, runs_section, section
+from _learning_report import cells_of_times, index, put_into_readme, report, runs_section, section
 from _learning_summary import Bar, bars, in_words, summaries_of
 from _results import NEVER, PAIRS, Curves, Results, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
@@ -189,6 +189,28 @@ def test_the_section_says_what_there_is_and_what_is_not(folder):
     assert section(results, PAIRS[0], "MuJoCo", None).endswith("Not run.")
 
 
+def test_what_only_one_side_ran_is_not_said_to_be_missing_altogether(folder):
+    put(folder, made_up(RANDOM, "Hopper-v5", 0, 0.0))
+    put(folder, made_up("trpo_ext_zoo", "Hopper-v5", 0, 500.0))
+    text = section(results_of(folder), PAIRS[0], "MuJoCo", None)
+    assert "Not run.\n" not in text and "Hopper-v5 (sb3_contrib_zoo 10 of 10, trpo_ext_zoo 9 of 10)" in text
+
+
+def test_cells_of_times_are_of_the_seeds_that_the_summary_takes(folder):
+    summed = summaries_of(results_of(folder))[PAIRS[0], "Classic control and Box2D"].env_ids
+
+    def minutes():
+        return {env_id: cells_of_times(results_of(folder), PAIRS[0], env_id, summed)[0] for env_id in summed}
+
+    before, alone = minutes(), cells_of_times(results_of(folder), PAIRS[0], summed[0], summed[:1])[0]
+    # a seed that was run on one environment alone, and took far longer
+    extra = made_up("sb3_contrib_zoo", summed[0], 7, 0.0)
+    extra.rows[["wall_seconds", "cpu_seconds"]] *= 100.0
+    put(folder, extra)
+    assert minutes() == before
+    assert cells_of_times(results_of(folder), PAIRS[0], summed[0], summed[:1])[0] != alone
+
+
 def test_bars_are_judged_by_what_was_run(folder):
     results = results_of(folder)
     *others, no_worse, acrobot, pendulum = bars(results, summaries_of(results))
@@ -238,6 +260,7 @@ def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, caps
     assert json.loads((folder / "index.json").read_text())["runs"]
     assert {path.name for path in folder.glob("*.png")} == {"classic-zoo.png", "profiles.png"}
     text = readme.read_text()
+    assert "tuned on v5" in text and "(report.md)" in text
     assert text.startswith("before\n") and text.endswith("<!-- /learning -->\nafter\n")
     # a picture that was not drawn is not linked
     assert "Not run." in text and "old" not in text and "mujoco-zoo.png" not in text

@@ -285,6 +285,17 @@ def test_both_critics_are_searched_whatever_the_entry(algorithm):
     assert found == {"gauss_newton", "adam"}
 
 
+@pytest.mark.parametrize(("env_id", "n_actions"), [("HalfCheetah-v5", 6), ("Humanoid-v5", 17), ("CartPole-v1", 0)])
+def test_the_search_reaches_the_files_own_settings(env_id, n_actions):
+    trial = optuna.create_study().ask()
+    SAMPLERS["trpo_ext"](trial, n_actions, 1, {})
+    n_dims = max(n_actions, 1)
+    radius = yaml.safe_load(config_path().read_text())[env_id].get("target_kl", f"lin_{0.01 * n_dims}")
+    for name, value in (("target_kl", float(radius.removeprefix("lin_"))), ("cg_damping", 0.1 * n_dims)):
+        limits = trial.distributions[name]
+        assert limits.low < value < limits.high
+
+
 def test_a_step_that_nothing_shortens_is_sampled_smaller():
     searched, taken = optuna.create_study().ask(), optuna.create_study().ask()
     SAMPLERS["trpo_ext"](searched, 2, 1, {})
