@@ -204,4 +204,6 @@ def mean_bar(results: Results, env_id: str) -> Bar:
 
 def bars_section(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> str:
     rows = [(bar.what, bar.reached, bar.verdict, bar.seeds) for bar in bars(results, summaries)]
-    return "### Bars\n\n" + markdown_table(("", "reached", "", "seeds"), rows)
+    table = markdown_table(("", "reached", "", "seeds"), rows)
+    what = "What the project set itself to reach before any of these runs, and what it hoped for beyond it."
+    return f"### Bars\n\n{what}\n\n{table}"
