@@ -143,10 +143,10 @@ of it` takes 95 % of the way from the random policy to that return, for both sid
 
 CAPTION = """\
 One million steps, both with the settings of an RL Zoo file: sb3_contrib.TRPO with the Zoo's own `trpo.yml`, `TRPOExt` with
-`zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these (sb3_contrib's was not tuned again; default
-arguments against default arguments are a table of their own in
-[report.md]({report})). Return: mean of 20 deterministic episodes with the final policy, mean ± standard deviation over
-(so many) seeds; `random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals."""
+`zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these; sb3_contrib's was not tuned again. Default
+arguments against default arguments, as far as they were run: [report.md]({report}).
+Return: mean of 20 deterministic episodes with the final policy, mean ± standard deviation over (so many) seeds;
+`random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals."""
 
 README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")
 

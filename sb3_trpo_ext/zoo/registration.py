@@ -26,7 +26,7 @@ def sample_trpo_ext_params(
             **_sample_shared(trial),
             **_sample_critic(trial),
             **_sample_radius(trial, n_actions, 0.003, 0.1),
-            **_sample_damping(trial, n_actions, 0.001, 1.0),
+            **_per_dimension(trial, "cg_damping", n_actions, 0.001, 1.0),
         }
     )
 
@@ -38,7 +38,7 @@ def sample_npg_ext_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
             **_sample_shared(trial),
             **_sample_critic(trial),
             **_sample_radius(trial, n_actions, 0.001, 0.03),
-            **_sample_damping(trial, n_actions, 0.01, 1.0),
+            **_per_dimension(trial, "cg_damping", n_actions, 0.01, 1.0),
         }
     )
 
@@ -53,7 +53,7 @@ def sample_kl_ppo_ext_params(
             **_sample_adam(trial),
             "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 7),
             "n_epochs": trial.suggest_int("n_epochs", 3, 20),
-            **_sample_bound(trial, n_actions, 0.003, 0.1),
+            **_per_dimension(trial, "target_kl", n_actions, 0.003, 0.1),
             "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
         }
     )
@@ -70,26 +70,20 @@ def _sample_shared(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
-def _sample_bound(trial: optuna.Trial, n_actions: int, low: float, high: float) -> dict[str, Any]:
-    """The bound on the KL, which adds up over action dimensions.
+def _per_dimension(trial: optuna.Trial, name: str, n_actions: int, low: float, high: float) -> dict[str, Any]:
+    """What adds up over action dimensions: the bound on the KL, and λ, which stands beside F.
 
     :param n_actions: of a Box; rl_zoo3 gives 0 for other spaces, whose KL is that of one
     :param low, high: per action dimension
     """
     size = max(n_actions, 1)
-    return {"target_kl": trial.suggest_float("target_kl", low * size, high * size, log=True)}
+    return {name: trial.suggest_float(name, low * size, high * size, log=True)}
 
 
 def _sample_radius(trial: optuna.Trial, n_actions: int, low: float, high: float) -> dict[str, Any]:
     """Constant, or falling to 0 over the trial."""
     falls = trial.suggest_categorical("target_kl_falls", [False, True])
-    return {**_sample_bound(trial, n_actions, low, high), "target_kl_falls": falls}
-
-
-def _sample_damping(trial: optuna.Trial, n_actions: int, low: float, high: float) -> dict[str, Any]:
-    """λ stands beside F, which adds up as the KL does."""
-    size = max(n_actions, 1)
-    return {"cg_damping": trial.suggest_float("cg_damping", low * size, high * size, log=True)}
+    return {**_per_dimension(trial, "target_kl", n_actions, low, high), "target_kl_falls": falls}
 
 
 def _sample_critic(trial: optuna.Trial) -> dict[str, Any]:
