@@ -52,11 +52,11 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
             if results.seeds(algorithm, env_id):
                 curves = results.curves(algorithm, env_id)
                 draw_curve(axes[0, column], curves.timesteps, curves, algorithm)
-            cpu = results.common_cpu(pair, env_id)
-            if cpu is not None:
-                curves = results.curves(algorithm, env_id, results.seeds(algorithm, env_id, cpu=cpu))
+            timed = results.timed(pair, env_id)
+            if timed is not None:
+                curves = results.curves(algorithm, env_id, timed.ours if algorithm == pair.ours else timed.reference)
                 draw_curve(axes[1, column], curves.seconds["wall"].mean(axis=0), curves, algorithm)
-                axes[1, column].set(title=f"on {cpu}")
+                axes[1, column].set(title=f"on {timed.cpu}")
         axes[0, column].set(title=env_id, xlabel="timesteps")
         axes[1, column].set(xlabel="seconds of training, wall-clock, one thread")
         for ax in axes[:, column]:

@@ -32,9 +32,9 @@ def spread(scores: np.ndarray) -> str:
     return f"{scores.mean():.1f}{deviation} ({len(scores)})"
 
 
-def environment_row(results: Results, pair: Pair, env_id: str, timed: Sequence[str]) -> list[str]:
+def environment_row(results: Results, pair: Pair, env_id: str, together: Sequence[str]) -> list[str]:
     """
-    :param timed: environments on all of which a seed must have been run for its times to count
+    :param together: environments on all of which a seed must have been run for its times to count
     """
     ours, reference = (results.finals(name, [env_id]) for name in (pair.ours, pair.reference))
     enough = results.fewest(pair, env_id) >= LEAST_SEEDS
@@ -44,16 +44,16 @@ def environment_row(results: Results, pair: Pair, env_id: str, timed: Sequence[s
         spread(reference[:, 0]),
         spread(ours[:, 0]),
         str(interval(probability_of_improvement, ours, reference, effort=0.2)) if enough else "too few seeds",
-        *cells_of_times(results, pair, env_id, timed),
+        *cells_of_times(results, pair, env_id, together),
     ]
 
 
-def cells_of_times(results: Results, pair: Pair, env_id: str, timed: Sequence[str]) -> list[str]:
+def cells_of_times(results: Results, pair: Pair, env_id: str, together: Sequence[str]) -> list[str]:
     """Of runs on one processor: minutes of training, and the ratios of times at ``SHARES`` of the way."""
-    cpu = results.common_cpu(pair, *timed)
-    if cpu is None:
+    timed = results.timed(pair, *together)
+    if timed is None:
         return ["no common processor"] * (1 + len(SHARES))
-    sides = [results.curves(name, env_id, results.seeds(name, *timed, cpu=cpu)) for name in (pair.ours, pair.reference)]
+    sides = [results.curves(pair.ours, env_id, timed.ours), results.curves(pair.reference, env_id, timed.reference)]
     start = float(results.random([env_id])[0])
 
     def minutes(side: Curves) -> str:

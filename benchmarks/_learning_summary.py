@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from _measure import markdown_table
-from _results import GROUPS, LEAST_SEEDS, NEVER, PAIRS, SEEDS, SHARES, Pair, Results, median_time_ratio
+from _results import GROUPS, LEAST_SEEDS, NEVER, PAIRS, SEEDS, SHARES, Pair, Results, Timed, median_time_ratio
 from _scores import Interval, interquartile_mean, interval, probability_of_improvement
 
 # -- summaries --------------------------------------------------------------------------------------------
@@ -16,8 +16,7 @@ class Summary(NamedTuple):
     """One pair on one group of environments.
 
     :param n_seeds: of ours and of the reference, that were run on all of them
-    :param cpu: the processor that times are compared on, None if they cannot be
-    :param n_timed: seeds of both sides that were run there
+    :param timed: whose times are compared, None if none can be
     :param time_ratios: by clock and share of the way; None where times cannot be compared
     """
 
@@ -28,8 +27,7 @@ class Summary(NamedTuple):
     iqm: Interval
     iqm_reference: Interval
     improvement: Interval
-    cpu: str | None
-    n_timed: tuple[int, int]
+    timed: Timed | None
     time_ratios: dict[tuple[str, float], Interval | None]
 
     def sentences(self) -> str:
@@ -47,9 +45,9 @@ class Summary(NamedTuple):
     def _of_times(self, share: float) -> str:
         what = "sb3_contrib's final return" if share == 1.0 else f"{100 * share:.0f} % of the way there"
         wall, cpu = self.time_ratios["wall", share], self.time_ratios["cpu", share]
-        if wall is None or cpu is None:
+        if self.timed is None or wall is None or cpu is None:
             return f"- time to {what}: the two sides were not run on the same processor"
-        where = f"{self.cpu}, {self.n_timed[0]} seeds of ours, {self.n_timed[1]} of sb3_contrib"
+        where = f"{self.timed.cpu}, {len(self.timed.ours)} seeds of ours, {len(self.timed.reference)} of sb3_contrib"
         words = f"wall-clock {in_words(wall)}, CPU {in_words(cpu)}"
         return f"- time to {what} over its own, median of environments: {words} ({where})"
 
@@ -65,11 +63,7 @@ def in_words(ratio: Interval | None) -> str:
 
 def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> Summary:
     ours, reference = (results.finals(name, env_ids) for name in (pair.ours, pair.reference))
-    random, cpu = results.random(env_ids), results.common_cpu(pair, *env_ids)
-
-    def n_seeds(name: str) -> int:
-        return len(results.seeds(name, *env_ids, cpu=cpu))
-
+    random = results.random(env_ids)
     return Summary(
         pair,
         group,
@@ -78,8 +72,7 @@ def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> S
         interval(lambda x, y: interquartile_mean(x, y, random), ours, reference),
         interval(lambda y: interquartile_mean(y, y, random), reference),
         interval(probability_of_improvement, ours, reference, effort=0.2),
-        cpu,
-        (0, 0) if cpu is None else (n_seeds(pair.ours), n_seeds(pair.reference)),
+        results.timed(pair, *env_ids),
         {
             (clock, share): median_time_ratio(results, pair, env_ids, clock, share)
             for clock in ("wall", "cpu")
@@ -158,7 +151,7 @@ def zoo_bars(zoo: Summary | None) -> list[Bar]:
     for clock, what in times.items():
         ratio = zoo.time_ratios[clock, 1.0]
         met, stretch = (None if ratio is None else bool(ratio.estimate <= bound) for bound in (1 / 3, 1 / 5))
-        n_timed = min(zoo.n_timed)
+        n_timed = 0 if zoo.timed is None else zoo.timed.fewest
         few = so_far or n_timed < SEEDS[zoo.pair]
         found.append(Bar(what, in_words(ratio), met, f"{n_timed} on one processor", stretch, few))
     return found

@@ -50,6 +50,23 @@ class Curves(NamedTuple):
     returns: np.ndarray
 
 
+class Timed(NamedTuple):
+    """The runs of both sides whose times can be compared.
+
+    :param cpu: the processor they were run on
+    :param ours: seeds
+    :param reference: seeds
+    """
+
+    cpu: str
+    ours: list[int]
+    reference: list[int]
+
+    @property
+    def fewest(self) -> int:
+        return min(len(self.ours), len(self.reference))
+
+
 class Results:
     """Runs by algorithm, environment and seed.
 
@@ -86,15 +103,15 @@ class Results:
         """By seed."""
         return dict(sorted(self._runs[algorithm, env_id].items()))
 
-    def common_cpu(self, pair: Pair, *env_ids: str) -> str | None:
-        """The processor on which most seeds of both sides were run: times are compared there only. None: nowhere."""
+    def timed(self, pair: Pair, *env_ids: str) -> Timed | None:
+        """On the processor where most seeds of both sides were run on all of these environments; None: nowhere."""
         runs = [run for name in (pair.ours, pair.reference) for env_id in env_ids for run in self._runs[name, env_id].values()]
-
-        def n_seeds(cpu: str) -> int:
-            return min(len(self.seeds(name, *env_ids, cpu=cpu)) for name in (pair.ours, pair.reference))
-
-        best = max(sorted({cpu_of(run) for run in runs}), key=n_seeds, default=None)
-        return best if best is not None and n_seeds(best) > 0 else None
+        found = [
+            Timed(cpu, *(self.seeds(name, *env_ids, cpu=cpu) for name in (pair.ours, pair.reference)))
+            for cpu in sorted({cpu_of(run) for run in runs})
+        ]
+        best = max(found, key=lambda timed: timed.fewest, default=None)
+        return best if best is not None and best.fewest > 0 else None
 
     def environments(self, pair: Pair, env_ids: Iterable[str], least: int = LEAST_SEEDS) -> list[str]:
         """Those of which there are so many runs on both sides."""
@@ -192,13 +209,11 @@ def drawn(curves: Curves, rows: np.ndarray) -> Curves:
 
 def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], clock: str, share: float = 1.0) -> Interval | None:
     """The median over environments; whole curves are resampled, by their row numbers. None without a common processor."""
-    cpu = results.common_cpu(pair, *env_ids)
-    if cpu is None:
+    timed = results.timed(pair, *env_ids)
+    if timed is None:
         return None
-    curves = {
-        name: [results.curves(name, env_id, results.seeds(name, *env_ids, cpu=cpu)) for env_id in env_ids]
-        for name in (pair.ours, pair.reference)
-    }
+    sides = ((pair.ours, timed.ours), (pair.reference, timed.reference))
+    curves = {name: [results.curves(name, env_id, seeds) for env_id in env_ids] for name, seeds in sides}
     starts = results.random(env_ids)
 
     def ratio(column: int, ours: np.ndarray, reference: np.ndarray) -> float:

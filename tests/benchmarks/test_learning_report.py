@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from _learning_report import cells_of_times, index, put_into_readme, report, runs_section, section
 from _learning_summary import Bar, bars, in_words, summaries_of
-from _results import NEVER, PAIRS, Curves, Results, median_time_ratio, time_ratio
+from _results import NEVER, PAIRS, Curves, Results, Timed, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
 from _scores import Interval
 
@@ -72,8 +72,7 @@ def test_times_are_compared_on_one_processor(folder):
     # on another one, theirs takes ten times as long
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0 + 10.0 * seed, 1000.0, "B") for seed in (0, 1)))
     results = results_of(folder)
-    assert results.common_cpu(PAIRS[0], "Pendulum-v1") == "A"
-    assert results.seeds("sb3_contrib_zoo", "Pendulum-v1", cpu="A") == [2, 3]
+    assert results.timed(PAIRS[0], "Pendulum-v1") == Timed("A", ours=[0, 1, 2, 3], reference=[2, 3])
     ratio = 0.5 * 515.0 / 1015.0 * 1.02  # to the mean of seeds 2 and 3, which is a little above
     assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu").estimate == pytest.approx(ratio, rel=0.02)
     group = "Classic control and Box2D"
@@ -83,7 +82,7 @@ def test_times_are_compared_on_one_processor(folder):
     assert "-485.0 ± 12.9 (4)" in text
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0, 1000.0, "B") for seed in range(4)))
     results = results_of(folder)
-    assert results.common_cpu(PAIRS[0], "Pendulum-v1") is None
+    assert results.timed(PAIRS[0], "Pendulum-v1") is None
     assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu") is None
     assert "no common processor" in section(results, PAIRS[0], group, None)
 
@@ -105,7 +104,7 @@ def test_on_a_plateau_the_way_there_counts_and_not_the_last_touch():
 def test_of_processors_with_as_many_seeds_it_is_always_the_same_one(folder):
     for algorithm in ("sb3_contrib_zoo", "trpo_ext_zoo"):
         put(folder, *(made_up(algorithm, "Pendulum-v1", seed, 0.0, cpu="B") for seed in (0, 1)))
-    assert results_of(folder).common_cpu(PAIRS[0], "Pendulum-v1") == "A"
+    assert results_of(folder).timed(PAIRS[0], "Pendulum-v1").cpu == "A"
 
 
 def test_what_is_not_reached_is_not_a_number():
