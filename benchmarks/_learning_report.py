@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +143,20 @@ of it` takes 95 % of the way from the random policy to that return, for both sid
 
 CAPTION = """\
 One million steps, both with the settings of an RL Zoo file: sb3_contrib.TRPO with the Zoo's own `trpo.yml`, `TRPOExt` with
-`zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these; sb3_contrib's was not tuned again. Default
-arguments against default arguments, as far as they were run: [report.md]({report}).
+`zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these; sb3_contrib's was not tuned again.
+{defaults}
 Return: mean of 20 deterministic episodes with the final policy, mean ± standard deviation over (so many) seeds;
 `random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals."""
+
+
+def of_defaults(summaries: Mapping[tuple[Pair, str], Summary], report: str) -> str:
+    """How default arguments compare on MuJoCo, so that nobody takes the Zoo files' figures for theirs."""
+    found = [summaries[pair, "MuJoCo"] for pair in PAIRS[1:] if (pair, "MuJoCo") in summaries]
+    if not found:
+        return f"Default arguments against default arguments, as far as they were run: [report.md]({report})."
+    scores = "; ".join(f"{summary.pair.title}: {summary.iqm} ({min(summary.n_seeds)} seeds a side)" for summary in found)
+    return f"Without these files, interquartile mean of normalised scores, 1 being sb3_contrib's mean:\n{scores}; [report.md]({report})."
+
 
 README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")
 
@@ -188,7 +198,8 @@ def report(arguments: argparse.Namespace) -> None:
             return Path(os.path.relpath(path, arguments.readme.parent)).as_posix()
 
         links = [f"![Return against steps and against time]({link(path)})" for path in shown]
-        put_into_readme(arguments.readme, "\n\n".join([CAPTION.format(report=link(folder / "report.md")), *links, table]))
+        caption = CAPTION.format(defaults=of_defaults(summaries, link(folder / "report.md")))
+        put_into_readme(arguments.readme, "\n\n".join([caption, *links, table]))
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from _learning_report import cells_of_times, index, put_into_readme, report, runs_section, section
+from _learning_report import cells_of_times, index, of_defaults, put_into_readme, report, runs_section, section
 from _learning_summary import Bar, bars, in_words, summaries_of
 from _results import NEVER, PAIRS, Curves, Results, Timed, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
@@ -247,6 +247,19 @@ def test_the_index_names_each_way_of_running_once(folder):
     assert [kind["algorithm"] for kind in kinds] == [RANDOM, "sb3_contrib_zoo", "trpo_ext_zoo"]
     assert kinds[1]["runs"] == {env_id: [0, 1, 2, 3] for env_id in sorted(ENVS)}
     assert kinds[1]["versions"] == {"torch": "1", "cpu": "A"}
+
+
+def test_the_readme_says_how_default_arguments_compare(folder, tmp_path):
+    folder = tmp_path / "defaults"
+    runs = [made_up(RANDOM, "Hopper-v5", 0, -1000.0)]
+    for seed in range(3):
+        runs.append(made_up("sb3_contrib_default_norm", "Hopper-v5", seed, 9.0 + seed))
+        runs.append(made_up("trpo_ext_default_norm", "Hopper-v5", seed, -495.0))
+    put(folder, *runs)
+    results = results_of(folder)
+    words = of_defaults(summaries_of(results), "report.md")
+    assert "default arguments, normalised observations: 0.50 [0.50, 0.50] (3 seeds a side)" in words and "(report.md)" in words
+    assert "as far as they were run" in of_defaults({}, "report.md")
 
 
 def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, capsys):
