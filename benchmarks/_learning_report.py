@@ -155,7 +155,8 @@ def of_defaults(summaries: Mapping[tuple[Pair, str], Summary], report: str) -> s
     if not found:
         return f"Default arguments against default arguments, as far as they were run: [report.md]({report})."
     scores = "; ".join(f"{summary.pair.title}: {summary.iqm} ({min(summary.n_seeds)} seeds a side)" for summary in found)
-    return f"Without these files, interquartile mean of normalised scores, 1 being sb3_contrib's mean:\n{scores}; [report.md]({report})."
+    what = "Without these files, interquartile mean of normalised scores, 1 being sb3_contrib's mean:"
+    return f"{what}\n{scores}; [report.md]({report})."
 
 
 README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")
