@@ -54,7 +54,7 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
                 draw_curve(axes[0, column], curves.timesteps, curves, algorithm)
             timed = results.timed(pair, env_id)
             if timed is not None:
-                curves = results.curves(algorithm, env_id, timed.ours if algorithm == pair.ours else timed.reference)
+                curves = results.curves(algorithm, env_id, timed.seeds[algorithm])
                 draw_curve(axes[1, column], curves.seconds["wall"].mean(axis=0), curves, algorithm)
                 axes[1, column].set(title=f"on {timed.cpu}")
         axes[0, column].set(title=env_id, xlabel="timesteps")

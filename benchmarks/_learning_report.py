@@ -53,7 +53,7 @@ def cells_of_times(results: Results, pair: Pair, env_id: str, together: Sequence
     timed = results.timed(pair, *together)
     if timed is None:
         return ["no common processor"] * (1 + len(SHARES))
-    sides = [results.curves(pair.ours, env_id, timed.ours), results.curves(pair.reference, env_id, timed.reference)]
+    sides = [results.curves(name, env_id, seeds) for name, seeds in timed.seeds.items()]
     start = float(results.random([env_id])[0])
 
     def minutes(side: Curves) -> str:

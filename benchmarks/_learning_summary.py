@@ -47,7 +47,8 @@ class Summary(NamedTuple):
         wall, cpu = self.time_ratios["wall", share], self.time_ratios["cpu", share]
         if self.timed is None or wall is None or cpu is None:
             return f"- time to {what}: the two sides were not run on the same processor"
-        where = f"{self.timed.cpu}, {len(self.timed.ours)} seeds of ours, {len(self.timed.reference)} of sb3_contrib"
+        ours, reference = (len(self.timed.seeds[name]) for name in (self.pair.ours, self.pair.reference))
+        where = f"{self.timed.cpu}, {ours} seeds of ours, {reference} of sb3_contrib"
         words = f"wall-clock {in_words(wall)}, CPU {in_words(cpu)}"
         return f"- time to {what} over its own, median of environments: {words} ({where})"
 

@@ -54,17 +54,15 @@ class Timed(NamedTuple):
     """The runs of both sides whose times can be compared.
 
     :param cpu: the processor they were run on
-    :param ours: seeds
-    :param reference: seeds
+    :param seeds: by algorithm, ours first
     """
 
     cpu: str
-    ours: list[int]
-    reference: list[int]
+    seeds: dict[str, list[int]]
 
     @property
     def fewest(self) -> int:
-        return min(len(self.ours), len(self.reference))
+        return min(map(len, self.seeds.values()))
 
 
 class Results:
@@ -107,7 +105,7 @@ class Results:
         """On the processor where most seeds of both sides were run on all of these environments; None: nowhere."""
         runs = [run for name in (pair.ours, pair.reference) for env_id in env_ids for run in self._runs[name, env_id].values()]
         found = [
-            Timed(cpu, *(self.seeds(name, *env_ids, cpu=cpu) for name in (pair.ours, pair.reference)))
+            Timed(cpu, {name: self.seeds(name, *env_ids, cpu=cpu) for name in (pair.ours, pair.reference)})
             for cpu in sorted({cpu_of(run) for run in runs})
         ]
         best = max(found, key=lambda timed: timed.fewest, default=None)
@@ -212,8 +210,7 @@ def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], cloc
     timed = results.timed(pair, *env_ids)
     if timed is None:
         return None
-    sides = ((pair.ours, timed.ours), (pair.reference, timed.reference))
-    curves = {name: [results.curves(name, env_id, seeds) for env_id in env_ids] for name, seeds in sides}
+    curves = {name: [results.curves(name, env_id, seeds) for env_id in env_ids] for name, seeds in timed.seeds.items()}
     starts = results.random(env_ids)
 
     def ratio(column: int, ours: np.ndarray, reference: np.ndarray) -> float:

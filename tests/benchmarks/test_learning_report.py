@@ -72,7 +72,7 @@ def test_times_are_compared_on_one_processor(folder):
     # on another one, theirs takes ten times as long
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0 + 10.0 * seed, 1000.0, "B") for seed in (0, 1)))
     results = results_of(folder)
-    assert results.timed(PAIRS[0], "Pendulum-v1") == Timed("A", ours=[0, 1, 2, 3], reference=[2, 3])
+    assert results.timed(PAIRS[0], "Pendulum-v1") == Timed("A", {"trpo_ext_zoo": [0, 1, 2, 3], "sb3_contrib_zoo": [2, 3]})
     ratio = 0.5 * 515.0 / 1015.0 * 1.02  # to the mean of seeds 2 and 3, which is a little above
     assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu").estimate == pytest.approx(ratio, rel=0.02)
     group = "Classic control and Box2D"
