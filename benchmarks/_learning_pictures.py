@@ -52,7 +52,7 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
             if results.seeds(algorithm, env_id):
                 curves = results.curves(algorithm, env_id)
                 draw_curve(axes[0, column], curves.timesteps, curves, algorithm)
-            timed = results.timed(pair, env_id)
+            timed = results.timed(pair, *results.together(pair, env_id, env_ids))
             if timed is not None:
                 curves = results.curves(algorithm, env_id, timed.seeds[algorithm])
                 draw_curve(axes[1, column], curves.seconds["wall"].mean(axis=0), curves, algorithm)
@@ -83,12 +83,7 @@ def draw_profiles(
     results: Results, pairs: Sequence[Pair], groups: Mapping[str, Sequence[str]], folder: Path, name: str
 ) -> Path | None:
     """Share of runs above a normalised score, for every pair and group with runs; the picture, or None if there is none."""
-    shown = [
-        (pair, group, env_ids)
-        for group in groups
-        for pair in pairs
-        if (env_ids := results.scored(pair, groups[group])) and results.fewest(pair, *env_ids) >= LEAST_SEEDS
-    ]
+    shown = [(pair, group, env_ids) for group in groups for pair in pairs if (env_ids := results.summed(pair, groups[group]))]
     if not shown:
         return None
     drawing, axes = new_figure(5.0 * len(shown), 4.0, 1, len(shown))

@@ -16,7 +16,7 @@ from _learning_pictures import draw_curves, draw_profiles
 from _learning_summary import Summary, bars_section, ratio_in_words, summaries_of
 from _measure import markdown_table
 from _results import GROUPS, LEAST_SEEDS, PAIRS, SHARES, Curves, Pair, Results, cpu_of, time_ratio
-from _runs import Run, read_all
+from _runs import ALGORITHMS, RANDOM, Run, outdated, read_all
 from _scores import COVERAGE, interval, probability_of_improvement
 
 # -- tables -----------------------------------------------------------------------------------------------
@@ -75,9 +75,8 @@ def section(results: Results, pair: Pair, group: str, summary: Summary | None) -
         return f"{title}\n\nNot run."
     parts = [title]
     if shown:
-        summed = [] if summary is None else summary.env_ids
         # the seeds that the summary's times rest on, so that its median is that of the column
-        rows = [environment_row(results, pair, env_id, summed if env_id in summed else [env_id]) for env_id in shown]
+        rows = [environment_row(results, pair, env_id, results.together(pair, env_id, GROUPS[group])) for env_id in shown]
         parts.append(markdown_table(HEADER, rows))
     if summary is not None:
         parts.append(summary.sentences())
@@ -133,12 +132,13 @@ stratified percentile bootstrap, both sides resampled; of few runs such interval
 {", ".join(map(str, COVERAGE))} they cover the mean about {", ".join(map(str, COVERAGE.values()))} times in 100).
 Summaries over several environments take the seeds that were run on all of them.
 
-Times are of training alone, one thread, and compared only between runs on processors of the same name: under
-a table with a summary, of the seeds that were run there on all of its environments. `time to their
-final return`: when our mean curve first reaches the mean final return of sb3_contrib, over when its own does, by
-wall-clock and, in brackets, by CPU time; between evaluations curves are straight, so that below a twentieth of the budget
-the ratio is coarse. On a plateau the moment when a noisy curve first touches its own final value is arbitrary; `to 95 %
-of it` takes 95 % of the way from the random policy to that return, for both sides."""
+Times are of training alone, one thread, and compared only between runs on processors of the same name: under a table
+with a summary, of the seeds that were run there on all of its environments. `time to their final return`: when our mean
+curve first reaches the mean final return of sb3_contrib, over when its own does, by wall-clock and, in brackets, by CPU
+time, both of these runs, not of all that the return beside it is the mean of; between evaluations curves are straight,
+so that below a twentieth of the budget the ratio is coarse. On a plateau the moment when a noisy curve first touches
+its own final value is arbitrary; `to 95 % of it` takes 95 % of the way from the random policy to that return, for both
+sides."""
 
 
 CAPTION = """\
@@ -171,6 +171,18 @@ def put_into_readme(readme: Path, text: str) -> None:
     readme.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
 
 
+def say_outdated(runs: Sequence[Run]) -> None:
+    """Name, on stderr, whose runs are not what the present files and defaults would make."""
+    found: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for run in runs:
+        algorithm, env_id, seed = (run.about[key] for key in ("algorithm", "env", "seed"))
+        if algorithm in (*ALGORITHMS, RANDOM) and (changed := outdated(run)):
+            found[algorithm, env_id, ", ".join(changed)].append(seed)
+    for (algorithm, env_id, changed), seeds in found.items():
+        words = ", ".join(map(str, seeds))
+        print(f"{algorithm} on {env_id}, seeds {words}: not run with what is there now ({changed})", file=sys.stderr)
+
+
 def report(arguments: argparse.Namespace) -> None:
     """``report.md``, ``index.json`` and the pictures, beside the runs; the tables also to the screen."""
     folder: Path = arguments.folder
@@ -185,6 +197,7 @@ def report(arguments: argparse.Namespace) -> None:
         sys.exit(str(error))
     if not runs:
         sys.exit(f"no runs below {folder}")
+    say_outdated(runs)
     pictures = draw_all(results, folder)
     parts = ["# Learning runs", EXPLANATION, bars_section(results, summaries), *sections.values(), runs_section(results)]
     text = "\n\n".join([*parts, *(f"![{path.stem}]({path.name})" for path in pictures)]) + "\n"

@@ -31,7 +31,7 @@ import sb3_trpo_ext
 REFERENCE = "sb3_contrib"
 OURS = "sb3_trpo_ext"
 
-_PACKAGES = ("stable_baselines3", "sb3_contrib", "torch", "numpy", "gymnasium", "mujoco")
+PACKAGES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "mujoco")
 
 
 # -- programs ------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         OURS: sb3_trpo_ext.__version__,
-        **{package: metadata.version(package) for package in _PACKAGES},
+        **{package: metadata.version(package) for package in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cpu_count": os.cpu_count(),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from _runs import CLASSIC, MUJOCO, RANDOM, Run
+from _runs import CLASSIC, MUJOCO, RANDOM, Run, made_with
 from _scores import Interval, interval, time_to_reach
 
 LEAST_SEEDS = 3
@@ -127,6 +127,16 @@ class Results:
 
         return [env_id for env_id in self.environments(pair, env_ids) if learned(env_id)]
 
+    def summed(self, pair: Pair, env_ids: Iterable[str]) -> list[str]:
+        """Those over which scores are put together; none where too few seeds were run on all of them."""
+        scored = self.scored(pair, env_ids)
+        return scored if scored and self.fewest(pair, *scored) >= LEAST_SEEDS else []
+
+    def together(self, pair: Pair, env_id: str, env_ids: Iterable[str]) -> list[str]:
+        """On which environments a seed must have been run for its times on this one to be shown."""
+        summed = self.summed(pair, env_ids)
+        return summed if env_id in summed else [env_id]
+
     def fewest(self, pair: Pair, *env_ids: str) -> int:
         """Seeds that were run on all of these environments, of the side with fewer."""
         return min(len(self.seeds(name, *env_ids)) for name in (pair.ours, pair.reference))
@@ -169,13 +179,16 @@ def cpu_of(run: Run) -> str:
 
 
 def _require_alike(name: str, runs: Mapping[int, Run]) -> None:
-    """:raises ValueError: naming the seeds of each way of running, if there are several"""
+    """:raises ValueError: naming what differs, and the seeds of each way of running, if there are several"""
+    made = {seed: {**made_with(run), "steps": run.rows["timesteps"].tolist()} for seed, run in sorted(runs.items())}
+    keys = [key for key in next(iter(made.values()), {}) if len({json.dumps(how[key]) for how in made.values()}) > 1]
+    if not keys:
+        return
     kinds: defaultdict[str, list[int]] = defaultdict(list)
-    for seed, run in sorted(runs.items()):
-        kinds[json.dumps([run.about.get("setting"), run.rows["timesteps"].tolist()])].append(seed)
-    if len(kinds) > 1:
-        found = "\n".join(f"seeds {', '.join(map(str, seeds))}: {kind}" for kind, seeds in kinds.items())
-        raise ValueError(f"runs of {name} must share setting and steps of evaluation; move others away, got\n{found}")
+    for seed, how in made.items():
+        kinds[json.dumps({key: how[key] for key in keys})].append(seed)
+    found = "\n".join(f"seeds {', '.join(map(str, seeds))}: {kind}" for kind, seeds in kinds.items())
+    raise ValueError(f"runs of {name} must share setting, versions and steps of evaluation; move others away, got\n{found}")
 
 
 # -- times ------------------------------------------------------------------------------------------------
@@ -221,4 +234,4 @@ def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], cloc
         return float(np.median([ratio(i, ours[:, i], reference[:, i]) for i in range(len(env_ids))]))
 
     rows = [np.tile(np.arange(len(curves[name][0].returns))[:, None], len(env_ids)) for name in (pair.ours, pair.reference)]
-    return interval(median, *rows, effort=0.2)
+    return interval(median, *rows)

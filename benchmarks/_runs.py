@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import rl_zoo3
 import yaml
-from _measure import versions
+from _measure import PACKAGES, versions
 from rl_zoo3.exp_manager import ExperimentManager
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
@@ -111,6 +112,24 @@ def zoo_setting(path: Path, env_id: str) -> Setting:
     given = normalize if isinstance(normalize, dict) else {}
     gamma = {"gamma": entry["gamma"]} if "gamma" in entry else {}
     return Setting(entry, n_envs, {**given, **gamma})
+
+
+_NOT_OF_LEARNING = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
+
+
+def resolved(algorithm: str, setting: Setting) -> dict[str, Any]:
+    """A setting's arguments with the constructor's defaults for the rest, as a run's first line holds them.
+
+    Without them a changed default would put runs of two settings together unseen.
+    """
+    parameters = inspect.signature(ALGORITHMS[algorithm].__init__).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not parameter.empty and name not in _NOT_OF_LEARNING
+    }
+    found: dict[str, Any] = json.loads(json.dumps({**defaults, **setting.arguments}, default=str))
+    return found
 
 
 # -- evaluation ------------------------------------------------------------------------------------------
@@ -219,7 +238,11 @@ def learn(algorithm: str, env_id: str, seed: int, n_timesteps: int, setting: Set
     evaluation = Evaluation(evaluation_env(env_id, setting.normalize), n_timesteps, seed)
     model.learn(n_timesteps, callback=evaluation)
     evaluation.evaluate(FINAL_EPISODES)
-    about = {"outcomes": getattr(model, "outcome_counts", None), "setting": setting._asdict()}
+    about = {
+        "outcomes": getattr(model, "outcome_counts", None),
+        "setting": setting._asdict(),
+        "resolved": resolved(algorithm, setting),
+    }
     return Run(about, pd.DataFrame(evaluation.rows))
 
 
@@ -290,7 +313,26 @@ def read(path: Path) -> Run:
         raise ValueError(f"{path}: expected a line of JSON and a table of evaluations, got {about[:60]!r}...") from error
     if run.rows.empty or not set(COLUMNS) <= set(run.rows):
         raise ValueError(f"{path}: expected evaluations with {', '.join(COLUMNS)}, got {len(run.rows)} of {[*run.rows]}")
+    planned = 0 if run.about.get("algorithm") == RANDOM else run.about.get("timesteps", 0)
+    if run.rows["timesteps"].iloc[-1] < planned:
+        raise ValueError(f"{path}: expected evaluations up to {planned} steps, got {run.rows['timesteps'].iloc[-1]}: cut off")
     return run
+
+
+def made_with(run: Run) -> dict[str, Any]:
+    """What runs that are put together must share; rl_zoo3's version is in it as the settings that come from there."""
+    packages = {package: run.about.get("versions", {}).get(package) for package in PACKAGES if package != "rl_zoo3"}
+    return {**{key: run.about.get(key) for key in ("setting", "resolved", "timesteps")}, "packages": packages}
+
+
+def outdated(run: Run, zoo_file: Path | None = None) -> list[str]:
+    """In which of its setting, its constructor's defaults and its budget a run differs from what it would be now."""
+    algorithm, env_id = run.about["algorithm"], run.about["env"]
+    now: dict[str, Any] = {"timesteps": BUDGETS[env_id]}
+    if algorithm != RANDOM:
+        setting = setting_of(algorithm, env_id, zoo_file)
+        now |= {"setting": setting._asdict(), "resolved": resolved(algorithm, setting)}
+    return [key for key, value in now.items() if run.about.get(key) != value]
 
 
 def read_all(folder: Path) -> list[Run]:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _measure import argument_parser, set_up
-from _runs import ALGORITHMS, BUDGETS, MUJOCO, RANDOM, one, path_of, read, setting_of, write
+from _runs import ALGORITHMS, BUDGETS, MUJOCO, RANDOM, one, outdated, path_of, read, write
 
 QUICK_STEPS = 2048
 QUICK = {"algos": ["trpo_ext_zoo", "sb3_contrib_zoo"], "envs": ["Pendulum-v1"], "seeds": [0, 1]}
@@ -40,14 +40,17 @@ def run_all(arguments: argparse.Namespace) -> bool:
 
 
 def is_there(arguments: argparse.Namespace, algorithm: str, env_id: str, seed: int) -> bool:
-    """Whether the run's file is there; says so where it is of another setting than the run would be."""
+    """Whether the run's file is there and whole; says so where it is of another setting than the run would be."""
     path = path_of(arguments.folder, algorithm, env_id, seed)
     if not path.exists():
         return False
-    about = read(path).about
-    setting = None if algorithm == RANDOM else setting_of(algorithm, env_id, arguments.conf_file)._asdict()
-    if (about.get("setting"), about["timesteps"]) != (setting, BUDGETS[env_id]):
-        print(f"{path}: passed over, though it was run with another setting", flush=True)
+    try:
+        changed = outdated(read(path), arguments.conf_file)
+    except ValueError as error:
+        print(f"{error}; run again", flush=True)
+        return False
+    if changed:
+        print(f"{path}: passed over, though it was run with another setting ({', '.join(changed)})", flush=True)
     return True
 
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_reported_is_named(folder):
 
     other = made_up("trpo_ext_zoo", "Pendulum-v1", 3, 30.0)
     put(folder, Run({**other.about, "setting": {"arguments": {"target_kl": 0.1}}}, other.rows))
-    assert "trpo_ext_zoo on Pendulum-v1 must share" in said() and "seeds 3: [{" in said() and "seeds 0, 1, 2" in said()
+    assert "trpo_ext_zoo on Pendulum-v1 must share" in said() and "seeds 3: {" in said() and "seeds 0, 1, 2" in said()
     put(folder, Run(other.about, other.rows.iloc[1:]))
     assert "trpo_ext_zoo on Pendulum-v1 must share" in said()
     put(folder, other)

@@ -1,6 +1,7 @@
 """A learning run: evaluation leaves training alone, files keep what was run, settings are the Zoo's."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import rl_zoo3
 import torch as th
 import yaml
+from _learning_report import index
 from _runs import (
     BUDGETS,
     COLUMNS,
@@ -22,9 +24,11 @@ from _runs import (
     evaluation_env,
     learn,
     one,
+    outdated,
     path_of,
     read,
     read_all,
+    resolved,
     setting_of,
     write,
 )
@@ -141,13 +145,57 @@ def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
 
 def test_a_file_of_another_setting_is_passed_over_and_said(tmp_path, capsys):
     arguments = argparse.Namespace(folder=tmp_path, conf_file=None)
-    run = Run({"algorithm": "trpo_ext_zoo", "env": "CartPole-v1", "seed": 0, "timesteps": BUDGETS["CartPole-v1"]}, ROWS)
+    budget = BUDGETS["CartPole-v1"]
+    setting = setting_of("trpo_ext_zoo", "CartPole-v1")
+    now = {"setting": setting._asdict(), "resolved": resolved("trpo_ext_zoo", setting)}
+    run = Run(
+        {"algorithm": "trpo_ext_zoo", "env": "CartPole-v1", "seed": 0, "timesteps": budget, **now},
+        ROWS.assign(timesteps=budget),
+    )
     assert not is_there(arguments, "trpo_ext_zoo", "CartPole-v1", 0)
-    setting = setting_of("trpo_ext_zoo", "CartPole-v1")._asdict()
-    for found, said in ((setting, ""), ({**setting, "n_envs": 7}, "passed over, though")):
-        write(Run({**run.about, "setting": found}, run.rows), path_of(tmp_path, "trpo_ext_zoo", "CartPole-v1", 0))
+    for found, said in (
+        ({}, ""),
+        ({"setting": {**setting._asdict(), "n_envs": 7}}, "passed over, though it was run with another setting (setting)"),
+        ({"resolved": {**now["resolved"], "cg_max_steps": 10}}, "(resolved)"),  # a default of then
+    ):
+        write(Run({**run.about, **found}, run.rows), path_of(tmp_path, "trpo_ext_zoo", "CartPole-v1", 0))
         assert is_there(arguments, "trpo_ext_zoo", "CartPole-v1", 0)
         output = capsys.readouterr().out
         assert said in output and bool(said) == bool(output)
-    write(one(RANDOM, "CartPole-v1", 0, BUDGETS["CartPole-v1"]), path_of(tmp_path, RANDOM, "CartPole-v1", 0))
+    write(one(RANDOM, "CartPole-v1", 0, budget), path_of(tmp_path, RANDOM, "CartPole-v1", 0))
     assert is_there(arguments, RANDOM, "CartPole-v1", 0) and capsys.readouterr().out == ""
+
+
+def test_a_file_that_was_cut_off_is_not_taken_for_a_run(tmp_path, capsys):
+    path = path_of(tmp_path, "trpo_ext_zoo", "CartPole-v1", 0)
+    about = {"algorithm": "trpo_ext_zoo", "env": "CartPole-v1", "seed": 0, "timesteps": BUDGETS["CartPole-v1"]}
+    write(Run(about, ROWS), path)
+    with pytest.raises(ValueError, match="expected evaluations up to 100000 steps, got 1"):
+        read(path)
+    for content in (path.read_text(), path.read_text()[:20]):
+        path.write_text(content)
+        assert not is_there(argparse.Namespace(folder=tmp_path, conf_file=None), "trpo_ext_zoo", "CartPole-v1", 0)
+        assert "run again" in capsys.readouterr().out
+
+
+def test_the_arguments_of_a_run_include_the_defaults():
+    found = resolved("trpo_ext_default", setting_of("trpo_ext_default", "Hopper-v5"))
+    model = TRPOExt("MlpPolicy", "Pendulum-v1")
+    assert found.items() >= {"policy": "MlpPolicy", "n_steps": model.n_steps, "cg_max_steps": 15, "critic": "auto"}.items()
+    assert not {"env", "seed", "device"} & set(found)
+
+
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "learning"
+
+
+def test_the_runs_that_are_kept_are_those_of_the_present_settings():
+    runs = read_all(COMMITTED)
+    assert {path_of(COMMITTED, *(run.about[key] for key in ("algorithm", "env", "seed"))) for run in runs} == set(
+        COMMITTED.glob("*/*/*.csv")
+    )
+    found = {(run.about["algorithm"], run.about["env"], changed) for run in runs for changed in outdated(run)}
+    assert found == set()
+
+
+def test_the_report_is_of_the_runs_that_are_kept():
+    assert json.loads((COMMITTED / "index.json").read_text()) == json.loads(json.dumps(index(read_all(COMMITTED))))
