@@ -142,8 +142,9 @@ sides."""
 
 
 CAPTION = """\
-One million steps, both with the settings of an RL Zoo file: sb3_contrib.TRPO with the Zoo's own `trpo.yml`, `TRPOExt` with
-`zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these; sb3_contrib's was not tuned again.
+One million steps, both with the settings of an RL Zoo file: sb3_contrib.TRPO with the Zoo's own `trpo.yml`, `TRPOExt`
+with `zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these ([how, and what had been
+seen]({tuning})); sb3_contrib's was not tuned again.
 {defaults}
 Return: mean of 20 deterministic episodes with the final policy, mean ± standard deviation over (so many) seeds;
 `random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals."""
@@ -212,7 +213,9 @@ def report(arguments: argparse.Namespace) -> None:
             return Path(os.path.relpath(path, arguments.readme.parent)).as_posix()
 
         links = [f"![Return against steps and against time]({link(path)})" for path in shown]
-        caption = CAPTION.format(defaults=of_defaults(summaries, link(folder / "report.md")))
+        caption = CAPTION.format(
+            defaults=of_defaults(summaries, link(folder / "report.md")), tuning=link(folder.parent / "tuning" / "README.md")
+        )
         put_into_readme(arguments.readme, "\n\n".join([caption, *links, table]))
 
 
