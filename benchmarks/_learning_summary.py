@@ -6,10 +6,27 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from _measure import markdown_table
-from _results import GROUPS, NEVER, PAIRS, SEEDS, SHARES, Pair, Results, Timed, median_time_ratio
+from _results import GROUPS, LEAST_SEEDS, NEVER, PAIRS, SEEDS, SHARES, Pair, Results, Timed, median_time_ratio
 from _scores import Interval, interquartile_mean, interval, probability_of_improvement
 
 # -- summaries --------------------------------------------------------------------------------------------
+
+
+class Times(NamedTuple):
+    """How long we take to the reference's return, over its own time, on one processor.
+
+    :param ratios: median of environments, by clock and share of the way
+    """
+
+    timed: Timed
+    ratios: dict[tuple[str, float], Interval]
+
+    def sentence(self, share: float) -> str:
+        what = "sb3_contrib's final return" if share == 1.0 else f"{100 * share:.0f} % of the way there"
+        ours, reference = map(len, self.timed.seeds.values())
+        where = f"{self.timed.cpu}, {ours} seeds of ours, {reference} of sb3_contrib"
+        words = f"wall-clock {in_words(self.ratios['wall', share])}, CPU {in_words(self.ratios['cpu', share])}"
+        return f"- time to {what} over its own, median of environments: {words} ({where})"
 
 
 class Summary(NamedTuple):
@@ -17,8 +34,7 @@ class Summary(NamedTuple):
 
     :param n_seeds: of ours and of the reference, that were run on all of them
     :param iqm_without: with each environment left out in turn; empty where there are one or two
-    :param timed: whose times are compared, None if none can be
-    :param time_ratios: by clock and share of the way; None where times cannot be compared
+    :param times: of each processor on which they can be compared, most seeds first
     """
 
     pair: Pair
@@ -29,8 +45,7 @@ class Summary(NamedTuple):
     iqm_reference: Interval
     iqm_without: dict[str, float]
     improvement: Interval
-    timed: Timed | None
-    time_ratios: dict[tuple[str, float], Interval | None]
+    times: list[Times]
 
     def sentences(self) -> str:
         ours, reference = self.n_seeds
@@ -42,19 +57,10 @@ class Summary(NamedTuple):
                 f"- interquartile mean of normalised scores: {self.iqm} (sb3_contrib against itself: {self.iqm_reference})",
                 *([f"- the same without one environment: {without}"] if without else []),
                 f"- probability of improvement: {self.improvement}",
-                *(self._of_times(share) for share in SHARES),
+                *([] if self.times else ["- times: the two sides were not run on the same processor"]),
+                *(times.sentence(share) for times in self.times for share in SHARES),
             ]
         )
-
-    def _of_times(self, share: float) -> str:
-        what = "sb3_contrib's final return" if share == 1.0 else f"{100 * share:.0f} % of the way there"
-        wall, cpu = self.time_ratios["wall", share], self.time_ratios["cpu", share]
-        if self.timed is None or wall is None or cpu is None:
-            return f"- time to {what}: the two sides were not run on the same processor"
-        ours, reference = (len(self.timed.seeds[name]) for name in (self.pair.ours, self.pair.reference))
-        where = f"{self.timed.cpu}, {ours} seeds of ours, {reference} of sb3_contrib"
-        words = f"wall-clock {in_words(wall)}, CPU {in_words(cpu)}"
-        return f"- time to {what} over its own, median of environments: {words} ({where})"
 
 
 def ratio_in_words(ratio: float) -> str:
@@ -62,8 +68,8 @@ def ratio_in_words(ratio: float) -> str:
     return "not reached" if ratio >= NEVER / 2 else f"{ratio:.2f}"
 
 
-def in_words(ratio: Interval | None) -> str:
-    return "no common processor" if ratio is None else ratio.in_words(ratio_in_words)
+def in_words(ratio: Interval) -> str:
+    return ratio.in_words(ratio_in_words)
 
 
 def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> Summary:
@@ -78,13 +84,16 @@ def summarize(results: Results, pair: Pair, group: str, env_ids: list[str]) -> S
         interval(lambda y: interquartile_mean(y, y, random), reference),
         iqm_without_each(results, pair, env_ids),
         interval(probability_of_improvement, ours, reference, effort=0.2),
-        results.timed(pair, *env_ids),
-        {
-            (clock, share): median_time_ratio(results, pair, env_ids, clock, share)
-            for clock in ("wall", "cpu")
-            for share in SHARES
-        },
+        times_of(results, pair, env_ids),
     )
+
+
+def times_of(results: Results, pair: Pair, env_ids: list[str]) -> list[Times]:
+    """Of the processor with most seeds, however few, and of others with enough of them."""
+    found = results.timed_each(pair, *env_ids)
+    shown = [timed for timed in found if timed is found[0] or timed.fewest >= LEAST_SEEDS]
+    keys = [(clock, share) for clock in ("wall", "cpu") for share in SHARES]
+    return [Times(timed, {key: median_time_ratio(results, pair, env_ids, timed, *key) for key in keys}) for timed in shown]
 
 
 def iqm_without_each(results: Results, pair: Pair, env_ids: list[str]) -> dict[str, float]:
@@ -164,11 +173,14 @@ def zoo_bars(zoo: Summary | None) -> list[Bar]:
     (seeds, so_far), iqm = seeds_in_words(zoo), zoo.iqm
     found = [Bar(score, str(iqm), bool(iqm.low > 1.0 and iqm.estimate >= 1.3), seeds, bool(iqm.estimate >= 1.6), so_far)]
     for clock, what in times.items():
-        ratio = zoo.time_ratios[clock, 1.0]
-        met, stretch = (None if ratio is None else bool(ratio.estimate <= bound) for bound in (1 / 3, 1 / 5))
-        n_timed = 0 if zoo.timed is None else zoo.timed.fewest
-        few = so_far or n_timed < SEEDS[zoo.pair]
-        found.append(Bar(what, in_words(ratio), met, f"{n_timed} on one processor", stretch, few))
+        if not zoo.times:
+            found.append(Bar(what, "no common processor", None, ""))
+            continue
+        timed, ratios = zoo.times[0]
+        ratio = ratios[clock, 1.0]
+        met, stretch = (bool(ratio.estimate <= bound) for bound in (1 / 3, 1 / 5))
+        few = so_far or timed.fewest < SEEDS[zoo.pair]
+        found.append(Bar(what, in_words(ratio), met, f"{timed.fewest} on one processor", stretch, few))
     return found
 
 

@@ -103,13 +103,16 @@ class Results:
 
     def timed(self, pair: Pair, *env_ids: str) -> Timed | None:
         """On the processor where most seeds of both sides were run on all of these environments; None: nowhere."""
+        return next(iter(self.timed_each(pair, *env_ids)), None)
+
+    def timed_each(self, pair: Pair, *env_ids: str) -> list[Timed]:
+        """On each processor where seeds of both sides were run on all of these environments, most seeds first."""
         runs = [run for name in (pair.ours, pair.reference) for env_id in env_ids for run in self._runs[name, env_id].values()]
         found = [
             Timed(cpu, {name: self.seeds(name, *env_ids, cpu=cpu) for name in (pair.ours, pair.reference)})
             for cpu in sorted({cpu_of(run) for run in runs})
         ]
-        best = max(found, key=lambda timed: timed.fewest, default=None)
-        return best if best is not None and best.fewest > 0 else None
+        return sorted((timed for timed in found if timed.fewest > 0), key=lambda timed: -timed.fewest)
 
     def environments(self, pair: Pair, env_ids: Iterable[str], least: int = LEAST_SEEDS) -> list[str]:
         """Those of which there are so many runs on both sides."""
@@ -218,11 +221,10 @@ def drawn(curves: Curves, rows: np.ndarray) -> Curves:
     return Curves(curves.timesteps, seconds, curves.returns[rows])
 
 
-def median_time_ratio(results: Results, pair: Pair, env_ids: Sequence[str], clock: str, share: float = 1.0) -> Interval | None:
-    """The median over environments; whole curves are resampled, by their row numbers. None without a common processor."""
-    timed = results.timed(pair, *env_ids)
-    if timed is None:
-        return None
+def median_time_ratio(
+    results: Results, pair: Pair, env_ids: Sequence[str], timed: Timed, clock: str, share: float = 1.0
+) -> Interval:
+    """The median over environments of the runs of ``timed``; whole curves are resampled, by their row numbers."""
     curves = {name: [results.curves(name, env_id, seeds) for env_id in env_ids] for name, seeds in timed.seeds.items()}
     starts = results.random(env_ids)
 

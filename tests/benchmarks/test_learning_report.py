@@ -63,7 +63,8 @@ def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
     # from −1000 to 15 in 50 s, so −485 is reached after 50 · 515 / 1015 s; theirs takes 100 s
     assert time_ratio(ours, theirs, "cpu") == pytest.approx(0.5 * 515.0 / 1015.0)
     assert time_ratio(ours, theirs, "wall") == pytest.approx(0.5 * 515.0 / 1015.0)
-    median = median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu")
+    (timed,) = results.timed_each(PAIRS[0], "Pendulum-v1")
+    median = median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], timed, "cpu")
     assert median.estimate == pytest.approx(0.5 * 515.0 / 1015.0)
     assert median.low <= median.estimate <= median.high
 
@@ -72,9 +73,10 @@ def test_times_are_compared_on_one_processor(folder):
     # on another one, theirs takes ten times as long
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0 + 10.0 * seed, 1000.0, "B") for seed in (0, 1)))
     results = results_of(folder)
-    assert results.timed(PAIRS[0], "Pendulum-v1") == Timed("A", {"trpo_ext_zoo": [0, 1, 2, 3], "sb3_contrib_zoo": [2, 3]})
+    timed = results.timed(PAIRS[0], "Pendulum-v1")
+    assert timed == Timed("A", {"trpo_ext_zoo": [0, 1, 2, 3], "sb3_contrib_zoo": [2, 3]})
     ratio = 0.5 * 515.0 / 1015.0 * 1.02  # to the mean of seeds 2 and 3, which is a little above
-    assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu").estimate == pytest.approx(ratio, rel=0.02)
+    assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], timed, "cpu").estimate == pytest.approx(ratio, rel=0.02)
     group = "Classic control and Box2D"
     text = section(results, PAIRS[0], group, summaries_of(results)[PAIRS[0], group])
     assert "3.3 (1.7) / 1.7 (0.8)" in text and "(A, 3 seeds of ours, 2 of sb3_contrib)" in text
@@ -83,8 +85,18 @@ def test_times_are_compared_on_one_processor(folder):
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0, 1000.0, "B") for seed in range(4)))
     results = results_of(folder)
     assert results.timed(PAIRS[0], "Pendulum-v1") is None
-    assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], "cpu") is None
+    assert "the two sides were not run on the same processor" in summaries_of(results)[PAIRS[0], group].sentences()
     assert "no common processor" in section(results, PAIRS[0], group, None)
+
+
+def test_times_on_every_processor_with_enough_seeds_are_said(folder):
+    put(folder, *(made_up("sb3_contrib_zoo", env_id, seed, -500.0, 1000.0, "B") for env_id in ENVS for seed in range(4, 8)))
+    put(folder, *(made_up("trpo_ext_zoo", env_id, seed, 0.0, 1000.0, "B") for env_id in ENVS for seed in range(4, 7)))
+    put(folder, *(made_up(name, env_id, 8, 0.0, 1.0, "C") for env_id in ENVS for name in ("trpo_ext_zoo", "sb3_contrib_zoo")))
+    summary = summaries_of(results_of(folder))[PAIRS[0], "Classic control and Box2D"]
+    assert [times.timed.cpu for times in summary.times] == ["A", "B"]
+    assert summary.times[1].ratios["cpu", 1.0].estimate == pytest.approx(0.5)
+    assert "(B, 3 seeds of ours, 4 of sb3_contrib)" in summary.sentences() and "(C" not in summary.sentences()
 
 
 def test_on_a_plateau_the_way_there_counts_and_not_the_last_touch():
