@@ -99,6 +99,18 @@ def test_times_on_every_processor_with_enough_seeds_are_said(folder):
     assert "(B, 3 seeds of ours, 4 of sb3_contrib)" in summary.sentences() and "(C" not in summary.sentences()
 
 
+def test_each_environment_is_left_out_in_turn(folder):
+    assert summaries_of(results_of(folder))[PAIRS[0], "Classic control and Box2D"].iqm_without == {}  # of two
+    runs = [made_up(name, "CartPole-v1", seed, 90.0 * seed) for name in PAIRS[0][1:] for seed in range(3)]
+    put(folder, made_up(RANDOM, "CartPole-v1", 0, -1000.0), *runs)
+    results = results_of(folder)
+    without = summaries_of(results)[PAIRS[0], "Classic control and Box2D"].iqm_without
+    assert set(without) == {*ENVS, "CartPole-v1"}
+    finals = [np.delete(results.finals(name, [*ENVS, "CartPole-v1"]), 1, axis=1) for name in PAIRS[0][1:]]
+    scores = np.sort(((finals[0] + 1000.0) / (finals[1].mean(axis=0) + 1000.0)).ravel())
+    assert without["Acrobot-v1"] == pytest.approx(scores[1:5].mean())  # of six, one is dropped at each end
+
+
 def test_on_a_plateau_the_way_there_counts_and_not_the_last_touch():
     rng = np.random.default_rng(0)
     curve = np.minimum(np.linspace(0.0, 4.0, 41), 1.0)
