@@ -17,7 +17,7 @@ from _learning_summary import Summary, bars_section, ratio_in_words, summaries_o
 from _measure import markdown_table
 from _results import GROUPS, LEAST_SEEDS, PAIRS, SHARES, Curves, Pair, Results, cpu_of, time_ratio
 from _runs import ALGORITHMS, RANDOM, Run, outdated, read_all
-from _scores import COVERAGE, interval, probability_of_improvement
+from _scores import COVERAGE, interval, probability_of_improvement, spread
 
 # -- tables -----------------------------------------------------------------------------------------------
 
@@ -25,11 +25,6 @@ HEADER = (
     *("", "random", "sb3_contrib", "TRPOExt", "P(improvement)", "minutes of training, theirs / ours (CPU)"),
     *("time to their final return (CPU)", "to 95 % of it (CPU)"),
 )
-
-
-def spread(scores: np.ndarray) -> str:
-    deviation = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
-    return f"{scores.mean():.1f}{deviation} ({len(scores)})"
 
 
 def environment_row(results: Results, pair: Pair, env_id: str, together: Sequence[str]) -> list[str]:

@@ -55,6 +55,12 @@ def interval(statistic: Statistic, *samples: np.ndarray, effort: float = 1.0) ->
     return Interval(estimate, low, high)
 
 
+def spread(scores: np.ndarray) -> str:
+    """Mean ± standard deviation, where there are two or more, and how many there are."""
+    deviation = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.1f}{deviation} ({len(scores)})"
+
+
 def normalized(scores: np.ndarray, reference: np.ndarray, random: np.ndarray) -> np.ndarray:
     """(score − random) / (mean of the reference − random), environment by environment.
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from _measure import print_table
-from _scores import interval, probability_of_improvement
+from _scores import interval, probability_of_improvement, spread
 from rliable import metrics
 
 ENVIRONMENTS = {
@@ -125,7 +125,7 @@ def report(group: str, out: Path, key: str, environments: list[str]) -> None:
     rows = []
     for env_id in environments:
         scores = {variant: scores_of(out, variant, env_id, key) for variant in GROUPS[group]}
-        cells = [f"{x.mean():.1f} ± {x.std(ddof=1):.1f} (n={len(x)})" if len(x) > 1 else "not run" for x in scores.values()]
+        cells = [spread(x) if len(x) else "not run" for x in scores.values()]
         rows.append((env_id, *cells))
     print_table(f"Returns, {key}", ("", *GROUPS[group]), rows)
     for variant in others:
