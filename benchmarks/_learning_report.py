@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from _learning_pictures import draw_curves, draw_profiles
 from _learning_summary import Summary, bars_section, ratio_in_words, summaries_of
 from _measure import markdown_table
