@@ -1,7 +1,6 @@
 """A learning run: evaluation leaves training alone, files keep what was run, settings are the Zoo's."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import rl_zoo3
 import torch as th
 import yaml
-from _learning_report import index
 from _runs import (
     BUDGETS,
     COLUMNS,
@@ -24,7 +22,6 @@ from _runs import (
     evaluation_env,
     learn,
     one,
-    outdated,
     path_of,
     read,
     read_all,
@@ -183,19 +180,3 @@ def test_the_arguments_of_a_run_include_the_defaults():
     model = TRPOExt("MlpPolicy", "Pendulum-v1")
     assert found.items() >= {"policy": "MlpPolicy", "n_steps": model.n_steps, "cg_max_steps": 15, "critic": "auto"}.items()
     assert not {"env", "seed", "device"} & set(found)
-
-
-COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "learning"
-
-
-def test_the_runs_that_are_kept_are_those_of_the_present_settings():
-    runs = read_all(COMMITTED)
-    assert {path_of(COMMITTED, *(run.about[key] for key in ("algorithm", "env", "seed"))) for run in runs} == set(
-        COMMITTED.glob("*/*/*.csv")
-    )
-    found = {(run.about["algorithm"], run.about["env"], changed) for run in runs for changed in outdated(run)}
-    assert found == set()
-
-
-def test_the_report_is_of_the_runs_that_are_kept():
-    assert json.loads((COMMITTED / "index.json").read_text()) == json.loads(json.dumps(index(read_all(COMMITTED))))
