@@ -103,6 +103,18 @@ def explained_variance(env_id: str, seed: int, n_timesteps: int) -> dict[str, li
     }
 
 
+def print_means(results: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+    """Of seeds and parts.
+
+    :param results: by environment, seed and way
+    """
+    rows = [
+        (name, *(f"{np.mean([found[name] for found in by_seed.values()]):.3f}" for by_seed in results.values()))
+        for name in WAYS
+    ]
+    print_table("Mean of all of these", ("critic", *results), rows)
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"])
@@ -112,13 +124,15 @@ def main() -> None:
     if arguments.quick:
         arguments.envs, arguments.seeds, arguments.steps = ["Swimmer-v5"], [140], 5 * 2048
     set_up()
-    results: dict[str, dict[str, list[float]]] = {}
+    results: dict[str, dict[str, dict[str, list[float]]]] = {}
     for env_id in arguments.envs:
         for seed in arguments.seeds:
-            results[f"{env_id}, seed {seed}"] = found = explained_variance(env_id, seed, arguments.steps)
+            found = explained_variance(env_id, seed, arguments.steps)
+            results.setdefault(env_id, {})[str(seed)] = found
             rows = [(name, *(f"{figure:.3f}" for figure in figures)) for name, figures in found.items()]
             header = ("critic", *(f"fifth {part + 1}" for part in range(PARTS)))
             print_table(f"{env_id}, seed {seed}: share of the variance of returns that V explains", header, rows)
+    print_means(results)
     write_json(arguments.out, "critic", arguments, {"explained_variance": results})
 
 
