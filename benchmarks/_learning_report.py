@@ -174,7 +174,7 @@ def say_outdated(runs: Sequence[Run]) -> None:
         if algorithm in (*ALGORITHMS, RANDOM) and (changed := outdated(run)):
             found[algorithm, env_id, ", ".join(changed)].append(seed)
     for (algorithm, env_id, changed), seeds in found.items():
-        words = ", ".join(map(str, seeds))
+        words = ", ".join(map(str, sorted(seeds)))
         print(f"{algorithm} on {env_id}, seeds {words}: not run with what is there now ({changed})", file=sys.stderr)
 
 
@@ -192,7 +192,8 @@ def report(arguments: argparse.Namespace) -> None:
         sys.exit(str(error))
     if not runs:
         sys.exit(f"no runs below {folder}")
-    say_outdated(runs)
+    if not arguments.quick:  # whose budget is never that of the settings
+        say_outdated(runs)
     pictures = draw_all(results, folder)
     parts = ["# Learning runs", EXPLANATION, bars_section(results, summaries), *sections.values(), runs_section(results)]
     text = "\n\n".join([*parts, *(f"![{path.stem}]({path.name})" for path in pictures)]) + "\n"

@@ -49,6 +49,10 @@ def results_of(folder):
     return Results(read_all(folder), range(10))
 
 
+def arguments_of(folder, *, readme=None, quick=False):
+    return argparse.Namespace(folder=folder, seeds=range(10), readme=readme, quick=quick)
+
+
 def test_seeds_that_were_run_on_all_environments_count_together(folder):
     results = results_of(folder)
     assert results.seeds("trpo_ext_zoo", "Pendulum-v1") == [0, 1, 2, 3]
@@ -150,7 +154,7 @@ def test_seeds_may_be_chosen_without_that_of_the_random_policy(folder):
 def test_what_cannot_be_reported_is_named(folder):
     def said():
         with pytest.raises(SystemExit) as stopped:
-            report(argparse.Namespace(folder=folder, seeds=range(10), readme=None))
+            report(arguments_of(folder))
         return str(stopped.value)
 
     other = made_up("trpo_ext_zoo", "Pendulum-v1", 3, 30.0)
@@ -291,7 +295,7 @@ def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, caps
     readme.write_text(
         "before\n<!-- learning: made by benchmarks/learning.py report --readme -->\nold\n<!-- /learning -->\nafter\n"
     )
-    report(argparse.Namespace(folder=folder, seeds=range(10), readme=readme))
+    report(arguments_of(folder, readme=readme))
     assert (folder / "report.md").read_text() in capsys.readouterr().out
     assert json.loads((folder / "index.json").read_text())["runs"]
     assert {path.name for path in folder.glob("*.png")} == {"classic-zoo.png", "profiles.png"}
@@ -305,4 +309,16 @@ def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, caps
     with pytest.raises(SystemExit, match="expected a line"):
         put_into_readme(tmp_path / "other.md", "")
     with pytest.raises(SystemExit, match="no runs below"):
-        report(argparse.Namespace(folder=tmp_path / "empty", seeds=range(10), readme=None))
+        report(arguments_of(tmp_path / "empty"))
+
+
+def test_runs_of_other_settings_than_the_present_ones_are_named(folder, capsys):
+    report(arguments_of(folder))
+    said = capsys.readouterr().err
+    assert (
+        "trpo_ext_zoo on Pendulum-v1, seeds 0, 1, 2, 3, 100: not run with what is there now (timesteps, setting, resolved)"
+        in said
+    )
+    assert "random on Acrobot-v1, seeds 0: not run with what is there now (timesteps)" in said
+    report(arguments_of(folder, quick=True))
+    assert capsys.readouterr().err == ""
