@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from _learning_report import HEADER, environment_row, index
 from _results import GROUPS, PAIRS, Results
-from _runs import outdated, path_of, read_all
+from _runs import BUDGETS, outdated, path_of, read_all, setting_of
 from _scores import interquartile_mean
+
+from sb3_trpo_ext import TRPOExt
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results" / "learning"
@@ -65,3 +67,18 @@ def test_means_of_scores_are_of_them(results, pair, page, before):
         said = said.partition(mark)[2]
     finals = [results.finals(name, ENV_IDS) for name in pair[1:]]
     assert said.startswith(f"{interquartile_mean(*finals, results.random(ENV_IDS)):.2f} [")
+
+
+def test_the_readme_spells_out_the_setting_of_hopper():
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    (block,) = [text for block in blocks if "VecNormalize(" in (text := block.partition("```")[0])]
+    names = {"TRPOExt": TRPOExt}
+    exec(block.partition("model.learn(1_000_000)")[0], names)
+    model, env, setting = names["model"], names["env"], setting_of("trpo_ext_zoo", "Hopper-v5")
+    assert "model.learn(1_000_000)" in block and BUDGETS["Hopper-v5"] == 1_000_000
+    assert env.num_envs == setting.n_envs and setting.normalize.keys() <= {"gamma", "norm_obs", "norm_reward"}
+    assert all(getattr(env, key) == value for key, value in setting.normalize.items()) and env.norm_obs and env.norm_reward
+    other = TRPOExt(env=env, **setting.arguments)
+    for name in ("n_steps", "gamma", "gae_lambda", "critic", "critic_steps", "cg_damping", "cg_max_steps", "seed"):
+        assert getattr(model, name) == getattr(other, name), name
+    assert [model.target_kl(progress) for progress in (1.0, 0.3)] == [other.target_kl(progress) for progress in (1.0, 0.3)]
