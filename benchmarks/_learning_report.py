@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _learning_pictures import draw_curves, draw_profiles
-from _learning_summary import Summary, bars_section, ratio_in_words, summaries_of
+from _learning_summary import Summary, bars_section, ratio_in_words, standing, summaries_of
 from _measure import markdown_table
 from _results import GROUPS, LEAST_SEEDS, PAIRS, SHARES, Curves, Pair, Results, cpu_of, time_ratio
 from _runs import ALGORITHMS, RANDOM, Run, outdated, read_all
@@ -22,7 +22,7 @@ from _scores import COVERAGE, interval, probability_of_improvement, spread
 
 HEADER = (
     *("", "random", "sb3_contrib", "TRPOExt", "P(improvement)", "minutes of training, theirs / ours (CPU)"),
-    *("time to their final return (CPU)", "to 95 % of it (CPU)"),
+    *("time to their final return, ours / theirs (CPU)", "to 95 % of it (CPU)"),
 )
 
 
@@ -141,7 +141,8 @@ with `zoo_configs/trpo_ext.yml`, which was tuned on v5 on other seeds than these
 seen]({tuning})); sb3_contrib's was not tuned again.
 {defaults}
 Return: mean of 20 deterministic episodes with the final policy, mean ± standard deviation over (so many) seeds;
-`random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals."""
+`random`: the random policy, from which scores count; square brackets: 95% bootstrap intervals. Minutes and ratios of
+times are of those of the seeds that both sides ran on one kind of processor, which stands below the table."""
 
 
 def of_defaults(summaries: Mapping[tuple[Pair, str], Summary], report: str) -> str:
@@ -149,8 +150,11 @@ def of_defaults(summaries: Mapping[tuple[Pair, str], Summary], report: str) -> s
     found = [summaries[pair, "MuJoCo"] for pair in PAIRS[1:] if (pair, "MuJoCo") in summaries]
     if not found:
         return f"Default arguments against default arguments, as far as they were run: [report.md]({report})."
-    scores = "; ".join(f"{summary.pair.title}: {summary.iqm} ({min(summary.n_seeds)} seeds a side)" for summary in found)
-    what = "Without these files, interquartile mean of normalised scores, 1 being sb3_contrib's mean:"
+    scores = "; ".join(
+        f"{summary.pair.title}: {summary.iqm}, {standing(summary.iqm)} ({min(summary.n_seeds)} seeds a side)"
+        for summary in found
+    )
+    what = "Without these files, interquartile mean of scores, 1 being the mean of sb3_contrib with its default arguments:"
     return f"{what}\n{scores}; [report.md]({report})."
 
 

@@ -158,6 +158,15 @@ def bars(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> lis
     ]
 
 
+def standing(score: Interval) -> str:
+    """What an interquartile mean of normalised scores says, 1 being the reference's mean."""
+    if score.low > 1.0:
+        return "ahead"
+    if score.high < 1.0:
+        return "behind"
+    return "rather ahead, not clearly" if score.estimate >= 1.0 else "rather behind, not clearly"
+
+
 def seeds_in_words(summary: Summary) -> tuple[str, bool]:
     """How many, and whether some are still to be run."""
     n_seeds, planned, env_ids = min(summary.n_seeds), SEEDS[summary.pair], GROUPS[summary.group]
@@ -176,11 +185,13 @@ def zoo_bars(zoo: Summary | None) -> list[Bar]:
         if not zoo.times:
             found.append(Bar(what, "no common processor", None, ""))
             continue
-        timed, ratios = zoo.times[0]
-        ratio = ratios[clock, 1.0]
-        met, stretch = (bool(ratio.estimate <= bound) for bound in (1 / 3, 1 / 5))
-        few = so_far or timed.fewest < SEEDS[zoo.pair]
-        found.append(Bar(what, in_words(ratio), met, f"{timed.fewest} on one processor", stretch, few))
+        # on every processor: a figure of the one with most seeds alone would be a choice
+        ratios = [times.ratios[clock, 1.0] for times in zoo.times]
+        reached = "; ".join(f"{in_words(ratio)} ({times.timed.cpu})" for ratio, times in zip(ratios, zoo.times, strict=True))
+        met, stretch = (all(ratio.estimate <= bound for ratio in ratios) for bound in (1 / 3, 1 / 5))
+        n_seeds = [times.timed.fewest for times in zoo.times]
+        few = so_far or max(n_seeds) < SEEDS[zoo.pair]
+        found.append(Bar(what, reached, met, f"{', '.join(map(str, n_seeds))} on one processor", stretch, few))
     return found
 
 

@@ -145,6 +145,9 @@ def compare(first: str, variant: str, out: Path, key: str, environments: list[st
     n = min(len(scores) for pair in complete.values() for scores in pair)
     pooled = [np.stack([pair[side][:n] for pair in complete.values()], axis=1) for side in (0, 1)]
     rows.append((f"pooled, {n} runs each", interval(probability_of_improvement, *pooled), ""))
+    for i, env_id in enumerate(complete if len(complete) > 2 else []):
+        chance = float(probability_of_improvement(*(np.delete(side, i, axis=1) for side in pooled)))
+        rows.append((f"pooled without {env_id}", f"{chance:.2f}", ""))
     header = ("", "probability of improvement", "ratio of interquartile means")
     print_table(f"{variant} against {first}", header, rows)
 

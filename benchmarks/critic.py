@@ -5,7 +5,11 @@
 One run of default arguments with normalised observations makes the rollouts. Beside it every way has a V of its own,
 fits it to each rollout with advantages of its own, as in training, and is asked about the next rollout before it sees
 it: how much of the variance of the discounted returns it explains, at states after which the episode goes on for more
-than ``LEAST_STEPS`` in the rollout. Medians over fifths of the run.
+than ``LEAST_STEPS`` in the rollout. Rollouts with fewer than ``LEAST_STATES`` of them are passed over. Medians over
+fifths of the others.
+
+A constant error of V is not seen (normalised advantages hardly see it either), and nothing is said of what a policy would
+have learned with it. Where a time limit cuts an episode, all take the running critic's V for what would have followed.
 """
 
 from __future__ import annotations
@@ -95,9 +99,18 @@ class Beside(BaseCallback):
 
 
 def explained_variance(env_id: str, seed: int, n_timesteps: int) -> dict[str, list[float]]:
-    """By way: medians over each part of the run."""
+    """By way: medians over each part of the run.
+
+    :raises ValueError: where too few rollouts have states to ask about
+    """
     beside = Beside({name: model_of(env_id, seed, **arguments) for name, arguments in WAYS.items()})
-    model_of(env_id, seed, critic="adam").learn(n_timesteps, callback=beside)
+    model_of(env_id, seed).learn(n_timesteps, callback=beside)
+    n_asked = min((len(figures) for figures in beside.explained.values()), default=0)
+    if n_asked < PARTS:
+        raise ValueError(
+            f"{env_id}: expected {PARTS} rollouts or more with {LEAST_STATES} states whose episode goes on for "
+            f"{LEAST_STEPS} steps, got {n_asked}"
+        )
     return {
         name: [float(np.median(part)) for part in np.array_split(figures, PARTS)] for name, figures in beside.explained.items()
     }
@@ -127,13 +140,18 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
     for env_id in arguments.envs:
         for seed in arguments.seeds:
-            found = explained_variance(env_id, seed, arguments.steps)
+            try:
+                found = explained_variance(env_id, seed, arguments.steps)
+            except ValueError as error:
+                print(error, flush=True)
+                continue
             results.setdefault(env_id, {})[str(seed)] = found
             rows = [(name, *(f"{figure:.3f}" for figure in figures)) for name, figures in found.items()]
             header = ("critic", *(f"fifth {part + 1}" for part in range(PARTS)))
             print_table(f"{env_id}, seed {seed}: share of the variance of returns that V explains", header, rows)
-    print_means(results)
     write_json(arguments.out, "critic", arguments, {"explained_variance": results})
+    if results:
+        print_means(results)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The runs that are kept in the repository, and what README and report say of them."""
 
+import argparse
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from _learning_report import HEADER, environment_row, index
+from _learning_report import README_MARKS, index, report
 from _results import GROUPS, PAIRS, Results
 from _runs import BUDGETS, outdated, path_of, read_all, setting_of
-from _scores import interquartile_mean
 
 from sb3_trpo_ext import TRPOExt
 
@@ -37,36 +39,59 @@ def test_the_index_is_of_them(runs):
     assert json.loads((FOLDER / "index.json").read_text()) == json.loads(json.dumps(index(runs)))
 
 
-@pytest.mark.parametrize(
-    ("page", "title"), [(ROOT / "README.md", "### Learning curves"), (FOLDER / "report.md", f"### MuJoCo, {PAIRS[0].title}")]
-)
-def test_tables_are_of_them(results, page, title):
-    lines = page.read_text().partition(title)[2].splitlines()
-    chance = HEADER.index("P(improvement)")  # the one column that takes a long bootstrap
-    for env_id in ENV_IDS:
-        row = next(line for line in lines if line.startswith(f"| {env_id} "))
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        made = environment_row(results, PAIRS[0], env_id, results.together(PAIRS[0], env_id, ENV_IDS))
-        assert cells[:chance] + cells[chance + 1 :] == made[:chance] + made[chance + 1 :]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What ``report --readme`` makes of them now, in a folder of its own, with short bootstraps."""
+    root = tmp_path_factory.mktemp("made")
+    folder = root / FOLDER.relative_to(ROOT)
+    for path in FOLDER.glob("*/*/*.csv"):
+        copy = folder / path.relative_to(FOLDER)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (root / "README.md").write_text("".join(README_MARKS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("_scores.REPEATS", 50)
+        patch.setattr("_learning_report.draw_all", lambda _, into: [into / name for name in PICTURES])
+        report(argparse.Namespace(folder=folder, seeds=range(10), readme=root / "README.md", quick=False))
+    return root
 
 
-IQM = "- interquartile mean of normalised scores: "
+PICTURES = ("mujoco-zoo.png", "mujoco-default.png", "classic-zoo.png", "profiles.png")
+"""In the order in which they are drawn."""
+INTERVAL = re.compile(r" \[[^]]*, [^]]*\](?!\()")
 
 
-@pytest.mark.parametrize(
-    ("pair", "page", "before"),
-    [
-        (PAIRS[0], "README.md", ("### Learning curves", IQM)),
-        (PAIRS[2], "README.md", (f"{PAIRS[2].title}: ",)),
-        *((pair, "benchmarks/results/learning/report.md", (f"### MuJoCo, {pair.title}\n", IQM)) for pair in PAIRS[::2]),
-    ],
-)
-def test_means_of_scores_are_of_them(results, pair, page, before):
-    said = (ROOT / page).read_text()
-    for mark in before:
-        said = said.partition(mark)[2]
-    finals = [results.finals(name, ENV_IDS) for name in pair[1:]]
-    assert said.startswith(f"{interquartile_mean(*finals, results.random(ENV_IDS)):.2f} [")
+def without_intervals(text):
+    """As words, for tables are as wide as their longest cell; a link in brackets is none."""
+    return [INTERVAL.sub("", re.sub("-{2,}", "--", " ".join(line.split()))) for line in text.splitlines()]
+
+
+def test_the_report_is_of_them(made):
+    kept, now = ((root / FOLDER.relative_to(ROOT) / "report.md").read_text() for root in (ROOT, made))
+    assert without_intervals(kept) == without_intervals(now)
+    assert {path.name for path in FOLDER.glob("*.png")} == set(PICTURES)
+
+
+def test_the_readme_is_of_them(made):
+    begin, end = README_MARKS
+    kept, now = ((root / "README.md").read_text().partition(begin)[2].partition(end)[0] for root in (ROOT, made))
+    assert without_intervals(kept) == without_intervals(now)
+
+
+def test_intervals_are_about_those_of_a_bootstrap_by_hand(results):
+    rng, random = np.random.default_rng(0), results.random(ENV_IDS)
+    for pair, page in ((PAIRS[0], "README.md"), (PAIRS[2], "benchmarks/results/learning/report.md")):
+        finals = [results.finals(name, ENV_IDS) for name in pair[1:]]
+        drawn = []
+        for _ in range(2000):
+            rows = [rng.integers(len(side), size=side.shape) for side in finals]
+            ours, theirs = (np.take_along_axis(side, row, axis=0) for side, row in zip(finals, rows, strict=True))
+            scores = np.sort(((ours - random) / (theirs.mean(axis=0) - random)).ravel())
+            cut = len(scores) // 4
+            drawn.append(scores[cut : len(scores) - cut].mean())
+        text = (ROOT / page).read_text().partition(f"### MuJoCo, {pair.title}\n" if page != "README.md" else "### Learning")[2]
+        low, high = re.search(r"interquartile mean of normalised scores: [\d.]+ \[([\d.]+), ([\d.]+)\]", text).groups()
+        np.testing.assert_allclose([float(low), float(high)], np.percentile(drawn, [2.5, 97.5]), atol=0.03)
 
 
 def test_the_readme_spells_out_the_setting_of_hopper():

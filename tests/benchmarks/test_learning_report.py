@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from _learning_report import cells_of_times, index, of_defaults, put_into_readme, report, runs_section, section
-from _learning_summary import Bar, bars, in_words, summaries_of
+from _learning_summary import Bar, bars, in_words, standing, summaries_of
 from _results import NEVER, PAIRS, Curves, Results, Timed, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
 from _scores import Interval
@@ -238,6 +238,26 @@ def test_cells_of_times_are_of_the_seeds_that_the_summary_takes(folder):
     assert cells_of_times(results_of(folder), PAIRS[0], summed[0], summed[:1])[0] != alone
 
 
+def test_a_score_stands_where_its_interval_does():
+    found = [standing(Interval(*score)) for score in ((1.2, 1.1, 1.3), (1.2, 0.9, 1.3), (0.9, 0.8, 1.1), (0.8, 0.7, 0.9))]
+    assert found == ["ahead", "rather ahead, not clearly", "rather behind, not clearly", "behind"]
+
+
+def test_a_bar_of_times_is_reached_on_every_processor_or_not_at_all(folder):
+    def wall_and_cpu():
+        results = results_of(folder)
+        return bars(results, summaries_of(results))[1:3]
+
+    put(folder, made_up(RANDOM, "Hopper-v5", 0, -1000.0))
+    put(folder, *(made_up("sb3_contrib_zoo", "Hopper-v5", seed, 0.0, 100.0) for seed in range(4)))
+    put(folder, *(made_up("trpo_ext_zoo", "Hopper-v5", seed, 0.0, 10.0) for seed in range(4)))
+    assert [(bar.met, bar.stretch, bar.seeds) for bar in wall_and_cpu()] == [(True, True, "4 on one processor")] * 2
+    put(folder, *(made_up("sb3_contrib_zoo", "Hopper-v5", seed, 0.0, 100.0, "B") for seed in range(4, 7)))
+    put(folder, *(made_up("trpo_ext_zoo", "Hopper-v5", seed, 0.0, 25.0, "B") for seed in range(4, 7)))
+    assert [(bar.met, bar.stretch, bar.seeds) for bar in wall_and_cpu()] == [(True, False, "4, 3 on one processor")] * 2
+    assert wall_and_cpu()[0].reached == "0.10 [0.10, 0.10] (A); 0.25 [0.25, 0.25] (B)"
+
+
 def test_bars_are_judged_by_what_was_run(folder):
     results = results_of(folder)
     *others, no_worse, acrobot, pendulum = bars(results, summaries_of(results))
@@ -286,7 +306,10 @@ def test_the_readme_says_how_default_arguments_compare(folder, tmp_path):
     put(folder, *runs)
     results = results_of(folder)
     words = of_defaults(summaries_of(results), "report.md")
-    assert "default arguments, normalised observations: 0.50 [0.50, 0.50] (3 seeds a side)" in words and "(report.md)" in words
+    assert (
+        "default arguments, normalised observations: 0.50 [0.50, 0.50], behind (3 seeds a side)" in words
+        and "(report.md)" in words
+    )
     assert "as far as they were run" in of_defaults({}, "report.md")
 
 
