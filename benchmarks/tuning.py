@@ -10,26 +10,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from _measure import argument_parser, print_table
-from _runs import read
+from _runs import Run, read
 
 
 def table_of(root: Path, folders: list[str]) -> list[list[str]]:
     """A row for each environment and seed that any of the folders has.
 
-    :raises ValueError: for a folder without runs
+    :raises ValueError: for a folder without runs, or whose runs on one environment differ in setting or budget
     """
-    finals = {
-        folder: {path.relative_to(root / folder): read(path).final for path in (root / folder).glob("*/*.csv")}
-        for folder in folders
-    }
-    empty = [folder for folder, found in finals.items() if not found]
-    if empty:
-        raise ValueError(f"expected ENV/SEED.csv below {root}, in each of {', '.join(folders)}; nothing in {', '.join(empty)}")
-    runs = sorted({run for found in finals.values() for run in found}, key=lambda run: (run.parent, int(run.stem)))
+    found = {folder: runs_of(root / folder) for folder in folders}
+    names = sorted({name for runs in found.values() for name in runs}, key=lambda name: (name.parent, int(name.stem)))
     return [
-        [f"{run.parent}, {run.stem}", *(f"{found[run]:.0f}" if run in found else "" for found in finals.values())]
-        for run in runs
+        [f"{name.parent}, {name.stem}", *(f"{runs[name].final:.0f}" if name in runs else "" for runs in found.values())]
+        for name in names
     ]
+
+
+def runs_of(folder: Path) -> dict[Path, Run]:
+    """A folder's runs, by ENV/SEED.csv."""
+    runs = {path.relative_to(folder): read(path) for path in folder.glob("*/*.csv")}
+    if not runs:
+        raise ValueError(f"expected ENV/SEED.csv below {folder}, found none")
+    for env_id in {name.parent for name in runs}:
+        alike = [run.about for name, run in runs.items() if name.parent == env_id]
+        if any(about.get(key) != alike[0].get(key) for about in alike for key in ("setting", "timesteps")):
+            raise ValueError(f"expected runs of one setting and budget below {folder / env_id}, got several")
+    return runs
 
 
 def main() -> None:

@@ -6,10 +6,17 @@ from _runs import COLUMNS, Run, write
 from tuning import table_of
 
 
+def put(root, name, final, **about):
+    rows = pd.DataFrame([{**dict.fromkeys(COLUMNS, 0.0), "timesteps": 1, "mean": final}])
+    write(Run({"timesteps": 1, **about}, rows), root / f"{name}.csv")
+
+
 def test_runs_stand_beside_those_of_the_same_environment_and_seed(tmp_path):
-    for folder, env_id, seed, final in (("a", "X", 2, 1.4), ("a", "X", 10, 3.0), ("b", "X", 2, 5.0), ("b", "W", 2, 6.0)):
-        rows = pd.DataFrame([{**dict.fromkeys(COLUMNS, 0.0), "timesteps": 1, "mean": final}])
-        write(Run({"timesteps": 1}, rows), tmp_path / folder / env_id / f"{seed}.csv")
+    for name, final in (("a/X/2", 1.4), ("a/X/10", 3.0), ("b/X/2", 5.0), ("b/W/2", 6.0)):
+        put(tmp_path, name, final, setting=name[2])
     assert table_of(tmp_path, ["a", "b"]) == [["W, 2", "", "6"], ["X, 2", "1", "5"], ["X, 10", "3", ""]]
-    with pytest.raises(ValueError, match="nothing in c"):
+    with pytest.raises(ValueError, match=r"below .*c, found none"):
         table_of(tmp_path, ["a", "c"])
+    put(tmp_path, "a/X/3", 1.0, setting="another")
+    with pytest.raises(ValueError, match=r"one setting and budget below .*X, got several"):
+        table_of(tmp_path, ["a", "b"])
