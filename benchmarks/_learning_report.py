@@ -151,8 +151,7 @@ def of_defaults(summaries: Mapping[tuple[Pair, str], Summary], report: str) -> s
     if not found:
         return f"Default arguments against default arguments, as far as they were run: [report.md]({report})."
     scores = "; ".join(
-        f"{summary.pair.title}: {summary.iqm}, {standing(summary.iqm)} ({min(summary.n_seeds)} seeds a side)"
-        for summary in found
+        f"{summary.pair.title}: {summary.iqm}, {standing(summary.iqm)} ({summary.seeds_in_words})" for summary in found
     )
     what = "Without these files, interquartile mean of scores, 1 being the mean of sb3_contrib with its default arguments:"
     return f"{what}\n{scores}; [report.md]({report})."

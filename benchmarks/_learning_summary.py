@@ -47,12 +47,16 @@ class Summary(NamedTuple):
     improvement: Interval
     times: list[Times]
 
-    def sentences(self) -> str:
+    @property
+    def seeds_in_words(self) -> str:
         ours, reference = self.n_seeds
+        return f"{ours} seeds of ours, {reference} of sb3_contrib"
+
+    def sentences(self) -> str:
         without = ", ".join(f"{env_id} {iqm:.2f}" for env_id, iqm in self.iqm_without.items())
         return "\n".join(
             [
-                f"Over {', '.join(self.env_ids)} ({ours} seeds of ours, {reference} of sb3_contrib that were run on all):",
+                f"Over {', '.join(self.env_ids)} ({self.seeds_in_words} that were run on all):",
                 "",
                 f"- interquartile mean of normalised scores: {self.iqm} (sb3_contrib against itself: {self.iqm_reference})",
                 *([f"- the same without one environment: {without}"] if without else []),

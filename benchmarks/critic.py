@@ -71,9 +71,9 @@ class Beside(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
-        gamma = self.model.gamma  # type: ignore[attr-defined]
-        returns, steps = returns_to_the_end(buffer.rewards[:, 0], buffer.episode_starts[:, 0], gamma)
+        assert isinstance(self.model, TRPOExt)
+        buffer = self.model.rollout_buffer
+        returns, steps = returns_to_the_end(buffer.rewards[:, 0], buffer.episode_starts[:, 0], self.model.gamma)
         asked = steps > LEAST_STEPS
         for name, way in self._ways.items():
             values = self._learn(way)
@@ -83,7 +83,8 @@ class Beside(BaseCallback):
 
     def _learn(self, way: TRPOExt) -> np.ndarray:
         """Fit a way's V to the model's rollout; V as it was before, (steps,)."""
-        theirs, own = self.model.rollout_buffer, way.rollout_buffer  # type: ignore[attr-defined]
+        assert isinstance(self.model, TRPOExt)
+        theirs, own = self.model.rollout_buffer, way.rollout_buffer
         with th.no_grad():
             values = way.predict_values(th.as_tensor(theirs.observations[:, 0]))
             last_value = way.predict_values(th.as_tensor(self.model._last_obs))

@@ -307,7 +307,7 @@ def test_the_readme_says_how_default_arguments_compare(folder, tmp_path):
     results = results_of(folder)
     words = of_defaults(summaries_of(results), "report.md")
     assert (
-        "default arguments, normalised observations: 0.50 [0.50, 0.50], behind (3 seeds a side)" in words
+        "default arguments, normalised observations: 0.50 [0.50, 0.50], behind (3 seeds of ours, 3 of sb3_contrib)" in words
         and "(report.md)" in words
     )
     assert "as far as they were run" in of_defaults({}, "report.md")
