@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import json
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import rl_zoo3
@@ -117,6 +119,10 @@ def zoo_setting(path: Path, env_id: str) -> Setting:
 _NOT_OF_LEARNING = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
 
 
+_BEFORE_IT_WAS_THERE = {"initial_std": None}
+"""Constructor keywords that are newer than runs that are kept, and the value that stands for what those did."""
+
+
 def resolved(algorithm: str, setting: Setting) -> dict[str, Any]:
     """A setting's arguments with the constructor's defaults for the rest, as a run's first line holds them.
 
@@ -130,6 +136,23 @@ def resolved(algorithm: str, setting: Setting) -> dict[str, Any]:
     }
     found: dict[str, Any] = json.loads(json.dumps({**defaults, **setting.arguments}, default=str))
     return found
+
+
+@functools.cache
+def _starts_with_a_std(env_id: str, use_sde: bool) -> bool:
+    """Whether ``initial_std`` has any effect."""
+    return not use_sde and isinstance(gym.make(env_id).action_space, gym.spaces.Box)
+
+
+def comparable(about: dict[str, Any]) -> Any:
+    """A run's setting without what cannot matter: how its arguments were given, and keywords without effect."""
+    setting, whole = about.get("setting"), about.get("resolved")
+    if setting is None or whole is None:
+        return setting
+    kept = dict(whole)
+    if "initial_std" in kept and not _starts_with_a_std(about["env"], bool(kept.get("use_sde"))):
+        del kept["initial_std"]
+    return {**setting, "arguments": kept}
 
 
 # -- evaluation ------------------------------------------------------------------------------------------
@@ -313,6 +336,9 @@ def read(path: Path) -> Run:
         raise ValueError(f"{path}: expected a line of JSON and a table of evaluations, got {about[:60]!r}...") from error
     if run.rows.empty or not set(COLUMNS) <= set(run.rows):
         raise ValueError(f"{path}: expected evaluations with {', '.join(COLUMNS)}, got {len(run.rows)} of {[*run.rows]}")
+    if run.about.get("algorithm") in ALGORITHMS and "resolved" in run.about:
+        known = inspect.signature(ALGORITHMS[run.about["algorithm"]].__init__).parameters
+        run.about["resolved"] = {**{k: v for k, v in _BEFORE_IT_WAS_THERE.items() if k in known}, **run.about["resolved"]}
     planned = 0 if run.about.get("algorithm") == RANDOM else run.about.get("timesteps", 0)
     if run.rows["timesteps"].iloc[-1] < planned:
         raise ValueError(f"{path}: expected evaluations up to {planned} steps, got {run.rows['timesteps'].iloc[-1]}: cut off")
@@ -322,17 +348,21 @@ def read(path: Path) -> Run:
 def made_with(run: Run) -> dict[str, Any]:
     """What runs that are put together must share; rl_zoo3's version is in it as the settings that come from there."""
     packages = {package: run.about.get("versions", {}).get(package) for package in PACKAGES if package != "rl_zoo3"}
-    return {**{key: run.about.get(key) for key in ("setting", "resolved", "timesteps")}, "packages": packages}
+    return {"setting": comparable(run.about), "timesteps": run.about.get("timesteps"), "packages": packages}
 
 
 def outdated(run: Run, zoo_file: Path | None = None) -> list[str]:
-    """In which of its setting, its constructor's defaults and its budget a run differs from what it would be now."""
+    """In which of its setting, with its constructor's defaults, and its budget a run differs from what it would be now."""
     algorithm, env_id = run.about["algorithm"], run.about["env"]
-    now: dict[str, Any] = {"timesteps": BUDGETS[env_id]}
+    about: dict[str, Any] = {"env": env_id, "timesteps": BUDGETS[env_id]}
     if algorithm != RANDOM:
         setting = setting_of(algorithm, env_id, zoo_file)
-        now |= {"setting": setting._asdict(), "resolved": resolved(algorithm, setting)}
-    return [key for key, value in now.items() if run.about.get(key) != value]
+        about |= {"setting": setting._asdict(), "resolved": resolved(algorithm, setting)}
+    changed = {
+        "setting": comparable(run.about) != comparable(about),
+        "timesteps": run.about.get("timesteps") != about["timesteps"],
+    }
+    return [key for key, differs in changed.items() if differs]
 
 
 def read_all(folder: Path) -> list[Run]:

@@ -73,6 +73,8 @@ def learn(variant: str, env_id: str, seed: int, steps: int) -> dict[str, Any]:
     th.set_num_threads(1)
     arguments = dict(VARIANTS[variant])
     algorithm = TRPO if arguments.pop("library", None) == "sb3_contrib" else TRPOExt
+    if algorithm is TRPOExt:
+        arguments["initial_std"] = None  # policies start as sb3_contrib's do
     model = algorithm("MlpPolicy", make_vec_env(env_id, seed=seed), seed=seed, device="cpu", **arguments)
     started = time.perf_counter()
     model.learn(steps)

@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def model_of(env_id: str, seed: int, **arguments: Any) -> TRPOExt:
     env = VecNormalize(make_vec_env(env_id, seed=seed), norm_reward=False)
-    return TRPOExt("MlpPolicy", env, seed=seed, device="cpu", **arguments)
+    return TRPOExt("MlpPolicy", env, initial_std=None, seed=seed, device="cpu", **arguments)
 
 
 def returns_to_the_end(rewards: np.ndarray, starts: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:

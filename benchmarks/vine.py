@@ -117,7 +117,8 @@ def noises_of(estimates: dict[str, Estimates]) -> dict[str, float]:
 
 def half_trained(env_id: str, setting: Variance, seed: int, most: int) -> TRPOExt:
     env = make_vec_env(env_id, n_envs=N_ENVS, seed=seed)
-    model = TRPOExt("MlpPolicy", env, n_steps=setting.n_steps, critic="adam", seed=seed, device="cpu", stats_window_size=20)
+    arguments = dict(n_steps=setting.n_steps, critic="adam", initial_std=None, seed=seed, device="cpu", stats_window_size=20)
+    model = TRPOExt("MlpPolicy", env, **arguments)  # type: ignore[arg-type]
     while model.num_timesteps < most:
         model.learn(1, reset_num_timesteps=False)
         episodes = [episode["r"] for episode in model.ep_info_buffer or ()]

@@ -66,7 +66,7 @@ def model_of(env_id: str, algorithm: str, seed: int) -> TRPOExt:
     if algorithm == VINE:
         vine = dict(rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=task.vine)
     env = make_vec_env(env_id, n_envs=N_ENVS, seed=seed, wrapper_class=SnapshotWrapper)
-    arguments = {"critic": "adam", **task.arguments, **vine}
+    arguments = {"critic": "adam", "initial_std": None, **task.arguments, **vine}
     return TRPOExt("MlpPolicy", env, n_steps=task.n_steps, seed=seed, device="cpu", **arguments)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -82,6 +84,31 @@ def critic_of_features(model: OnPolicyExt) -> CriticChoice:
     if model.critic == "auto":
         return "adam" if has_parameters(model.policy.vf_features_extractor) else "gauss_newton"
     return model.critic
+
+
+def initial_std_without_effect(action_space: spaces.Space, use_sde: bool) -> dict[str, tuple[str, ...]]:
+    """``initial_std`` by the choice that leaves it without use: only Gaussian actions without gSDE start with it."""
+    if use_sde:
+        return {"use_sde=True": ("initial_std",)}
+    if not isinstance(action_space, spaces.Box):
+        return {f"the action space {action_space}": ("initial_std",)}
+    return {}
+
+
+def set_initial_std(model: OnPolicyExt) -> None:
+    """Let a new policy start with ``initial_std``, unless a ``log_std_init`` says otherwise.
+
+    The parameter is set, not ``policy_kwargs``: SB3 compares those with the ones given to ``load()``.
+    """
+    policy, std = model.policy, model.initial_std
+    if std is None or initial_std_without_effect(model.action_space, model.use_sde):
+        return
+    log_std = getattr(policy, "log_std", None)
+    chosen = "log_std_init" in model.policy_kwargs or getattr(policy, "log_std_init", None) != 0.0
+    if isinstance(log_std, th.nn.Parameter) and not chosen:
+        policy.log_std_init = math.log(std)
+        with th.no_grad():
+            log_std.fill_(policy.log_std_init)
 
 
 def warn_without_effect(model: OnPolicyExt) -> None:

@@ -23,6 +23,8 @@ from sb3_trpo_ext.algorithms.arguments import (
     class_of,
     critic_of_features,
     critic_of_keywords,
+    initial_std_without_effect,
+    set_initial_std,
     warn_without_effect,
 )
 from sb3_trpo_ext.algorithms.updating import Updating
@@ -68,6 +70,7 @@ class OnPolicyExt(Updating):
         max_grad_norm: float = 0.0,
         values_at_each_step: bool = False,
         chunk_size: int | None = None,
+        initial_std: float | None = 0.5,
         rollout_buffer_class: type[RolloutBuffer] | str | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -111,6 +114,7 @@ class OnPolicyExt(Updating):
         self.critic_damping = 0.1
         self.values_at_each_step = values_at_each_step
         self.chunk_size = chunk_size
+        self.initial_std = initial_std
         self.outcome_counts: dict[str, int] = {}
         self.report: StepReport | None = None
         self._seconds: dict[str, float] = {}
@@ -128,7 +132,10 @@ class OnPolicyExt(Updating):
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
         """Names of constructor keywords that are not used, by the choice that leaves them so."""
-        return {f"critic={self.critic!r}": KEYWORDS_WITHOUT_EFFECT[self.critic]}
+        choices = {f"critic={self.critic!r}": KEYWORDS_WITHOUT_EFFECT[self.critic]}
+        if self.initial_std is not None and self.env is not None:
+            choices |= initial_std_without_effect(self.action_space, self.use_sde)
+        return choices
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -138,6 +145,7 @@ class OnPolicyExt(Updating):
             if self.env is not None:
                 make_restorable(self.env)
         super()._setup_model()
+        set_initial_std(self)
         self.critic = critic_of_features(self)
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
@@ -155,6 +163,8 @@ class OnPolicyExt(Updating):
             require_count(name, getattr(self, name))
         if self.chunk_size is not None:
             require_count("chunk_size", self.chunk_size)
+        if self.initial_std is not None:
+            require_real("initial_std", self.initial_std, 0.0, open_below=True)
         require_real("gamma", self.gamma, 0.0, 1.0)
         require_real("gae_lambda", self.gae_lambda, 0.0, 1.0)
         require_real("ent_coef", self.ent_coef, 0.0)

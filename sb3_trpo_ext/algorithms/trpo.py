@@ -79,6 +79,9 @@ class TRPOExt(NaturalGradientExt):
         callbacks that read them from the locals; slower
     :param chunk_size: states that go through the networks at once in an update, which bounds its
         memory; None: about 64 MB of observations and 256 MB between the layers
+    :param initial_std: standard deviation that the actions of a new policy start with (Box actions without gSDE), in
+        the units of the action space; SB3's policies start with 1. None, a ``log_std_init`` in ``policy_kwargs``, or
+        one of a policy class's own leaves the policy as it is made
     :param step_radius: of ``fisher="identity"``: the L2 ball in which the full step ends
     :param adaptive_radius: let δ (of ``fisher="identity"``: ``step_radius``) follow the ratio of actual improvement
         to gᵀs, see :func:`~sb3_trpo_ext.trust_region.adapted_radius`; it is saved with the model
@@ -126,6 +129,7 @@ class TRPOExt(NaturalGradientExt):
         max_grad_norm: float = 0.0,
         values_at_each_step: bool = False,
         chunk_size: int | None = None,
+        initial_std: float | None = 0.5,
         step_radius: float = 0.01,
         adaptive_radius: bool = False,
         radius_bounds: Sequence[float] | None = None,
@@ -147,6 +151,7 @@ class TRPOExt(NaturalGradientExt):
             max_grad_norm=max_grad_norm,
             values_at_each_step=values_at_each_step,
             chunk_size=chunk_size,
+            initial_std=initial_std,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             use_sde=use_sde,
