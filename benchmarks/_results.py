@@ -31,9 +31,15 @@ PAIRS = (
     Pair("the Zoo files' settings", "trpo_ext_zoo", "sb3_contrib_zoo"),
     Pair("default arguments", "trpo_ext_default", "sb3_contrib_default"),
     Pair("default arguments, normalised observations", "trpo_ext_default_norm", "sb3_contrib_default_norm"),
+    Pair("default arguments, initial spread as theirs", "trpo_ext_std_1", "sb3_contrib_default"),
+    Pair(
+        "default arguments, initial spread as theirs, normalised observations",
+        "trpo_ext_std_1_norm",
+        "sb3_contrib_default_norm",
+    ),
 )
 GROUPS = {"MuJoCo": [*MUJOCO], "Classic control and Box2D": [*CLASSIC]}
-SEEDS = {PAIRS[0]: 10, PAIRS[1]: 5, PAIRS[2]: 5}
+SEEDS = {pair: 10 if pair is PAIRS[0] else 5 for pair in PAIRS}
 """How many seeds are to be run of each."""
 
 

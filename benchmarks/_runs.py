@@ -52,8 +52,11 @@ ALGORITHMS = {
     "sb3_contrib_default": TRPO,
     "trpo_ext_default_norm": TRPOExt,
     "sb3_contrib_default_norm": TRPO,
+    "trpo_ext_std_1": TRPOExt,
+    "trpo_ext_std_1_norm": TRPOExt,
 }
-"""By name: the Zoo file's settings, the default arguments, the default arguments with normalised observations."""
+"""By name: the Zoo file's settings; the default arguments; the same but for ``initial_std``, whose actions then start
+with SB3's 1; each of the latter two also with normalised observations."""
 
 _OF_RL_ZOO3 = Path(rl_zoo3.__file__).parent / "hyperparams"
 ZOO_FILES = {
@@ -93,7 +96,8 @@ def setting_of(algorithm: str, env_id: str, zoo_file: Path | None = None) -> Set
         own = zoo_file if algorithm == "trpo_ext_zoo" else None
         return zoo_setting(own or ZOO_FILES[algorithm], env_id)
     normalize = {"norm_obs": True, "norm_reward": False} if algorithm.endswith("_norm") else None
-    return Setting({"policy": "MlpPolicy"}, normalize=normalize)
+    initial_std = {"initial_std": None} if "_std_1" in algorithm else {}
+    return Setting({"policy": "MlpPolicy", **initial_std}, normalize=normalize)
 
 
 def zoo_setting(path: Path, env_id: str) -> Setting:

@@ -86,13 +86,14 @@ def critic_of_features(model: OnPolicyExt) -> CriticChoice:
     return model.critic
 
 
-def initial_std_without_effect(action_space: spaces.Space, use_sde: bool) -> dict[str, tuple[str, ...]]:
+def initial_std_without_effect(model: OnPolicyExt) -> dict[str, tuple[str, ...]]:
     """``initial_std`` by the choice that leaves it without use: only Gaussian actions without gSDE start with it."""
-    if use_sde:
-        return {"use_sde=True": ("initial_std",)}
-    if not isinstance(action_space, spaces.Box):
-        return {f"the action space {action_space}": ("initial_std",)}
-    return {}
+    choices = {
+        "use_sde=True": model.use_sde,
+        f"the action space {model.action_space}": not isinstance(model.action_space, spaces.Box),
+        "a log_std_init in policy_kwargs": "log_std_init" in model.policy_kwargs,
+    }
+    return {choice: ("initial_std",) for choice, holds in choices.items() if holds}
 
 
 def set_initial_std(model: OnPolicyExt) -> None:
@@ -100,13 +101,13 @@ def set_initial_std(model: OnPolicyExt) -> None:
 
     The parameter is set, not ``policy_kwargs``: SB3 compares those with the ones given to ``load()``.
     """
-    policy, std = model.policy, model.initial_std
-    if std is None or initial_std_without_effect(model.action_space, model.use_sde):
+    policy = model.policy
+    if model.initial_std is None or initial_std_without_effect(model):
         return
     log_std = getattr(policy, "log_std", None)
-    chosen = "log_std_init" in model.policy_kwargs or getattr(policy, "log_std_init", None) != 0.0
-    if isinstance(log_std, th.nn.Parameter) and not chosen:
-        policy.log_std_init = math.log(std)
+    # a policy class may bring another start of its own
+    if isinstance(log_std, th.nn.Parameter) and getattr(policy, "log_std_init", None) == 0.0:
+        policy.log_std_init = math.log(model.initial_std)
         with th.no_grad():
             log_std.fill_(policy.log_std_init)
 

@@ -134,7 +134,7 @@ class OnPolicyExt(Updating):
         """Names of constructor keywords that are not used, by the choice that leaves them so."""
         choices = {f"critic={self.critic!r}": KEYWORDS_WITHOUT_EFFECT[self.critic]}
         if self.initial_std is not None and self.env is not None:
-            choices |= initial_std_without_effect(self.action_space, self.use_sde)
+            choices |= initial_std_without_effect(self)
         return choices
 
     def _setup_model(self) -> None:

@@ -21,6 +21,7 @@ from _runs import (
     Setting,
     evaluation_env,
     learn,
+    made_with,
     one,
     path_of,
     read,
@@ -132,7 +133,7 @@ def test_our_setting_is_what_the_zoo_builds(tmp_path, monkeypatch):
     theirs.env.close()  # its Monitors' files
     setting = setting_of("trpo_ext_zoo", "HalfCheetah-v5")
     ours = TRPOExt(env=make_vec_env("HalfCheetah-v5", n_envs=setting.n_envs), device="cpu", **setting.arguments)
-    for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "critic", "critic_steps", "policy_kwargs"):
+    for name in ("n_envs", "n_steps", "gamma", "gae_lambda", "critic", "critic_steps", "policy_kwargs", "initial_std"):
         assert getattr(theirs, name) == getattr(ours, name), name
     assert [theirs.target_kl(progress) for progress in (1.0, 0.5)] == [ours.target_kl(progress) for progress in (1.0, 0.5)]
     normalize = theirs.get_vec_normalize_env()
@@ -153,7 +154,7 @@ def test_a_file_of_another_setting_is_passed_over_and_said(tmp_path, capsys):
     for found, said in (
         ({}, ""),
         ({"setting": {**setting._asdict(), "n_envs": 7}}, "passed over, though it was run with another setting (setting)"),
-        ({"resolved": {**now["resolved"], "cg_max_steps": 10}}, "(resolved)"),  # a default of then
+        ({"resolved": {**now["resolved"], "cg_max_steps": 10}}, "(setting)"),  # a default of then
     ):
         write(Run({**run.about, **found}, run.rows), path_of(tmp_path, "trpo_ext_zoo", "CartPole-v1", 0))
         assert is_there(arguments, "trpo_ext_zoo", "CartPole-v1", 0)
@@ -161,6 +162,30 @@ def test_a_file_of_another_setting_is_passed_over_and_said(tmp_path, capsys):
         assert said in output and bool(said) == bool(output)
     write(one(RANDOM, "CartPole-v1", 0, budget), path_of(tmp_path, RANDOM, "CartPole-v1", 0))
     assert is_there(arguments, RANDOM, "CartPole-v1", 0) and capsys.readouterr().out == ""
+
+
+def test_a_keyword_newer_than_a_run_counts_as_what_it_did_where_it_has_an_effect(tmp_path):
+    def run_of(algorithm, env_id, **arguments):
+        setting = Setting({"policy": "MlpPolicy", **arguments})
+        about = {"algorithm": algorithm, "env": env_id, "timesteps": 1, "setting": setting._asdict()}
+        return Run({**about, "resolved": resolved(algorithm, setting)}, ROWS)
+
+    def kept_without(run):
+        del run.about["resolved"]["initial_std"]
+        write(run, tmp_path / "0.csv")
+        return made_with(read(tmp_path / "0.csv"))
+
+    for env_id, arguments, matters in (
+        ("Hopper-v5", {}, True),
+        ("Pendulum-v1", {"use_sde": True}, False),
+        ("CartPole-v1", {}, False),
+    ):
+        before = kept_without(run_of("trpo_ext_default", env_id, **arguments))
+        assert before == made_with(run_of("trpo_ext_default", env_id, initial_std=None, **arguments))
+        assert (before == made_with(run_of("trpo_ext_default", env_id, **arguments))) is not matters
+    theirs = run_of("sb3_contrib_default", "Hopper-v5")
+    write(theirs, tmp_path / "0.csv")
+    assert read(tmp_path / "0.csv").about["resolved"] == theirs.about["resolved"]
 
 
 def test_a_file_that_was_cut_off_is_not_taken_for_a_run(tmp_path, capsys):
