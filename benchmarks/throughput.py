@@ -2,10 +2,11 @@
 
     python benchmarks/throughput.py [--quick] [--out DIR]
 
-TRPOExt and sb3_contrib.TRPO take turns in one process, each with its own default arguments and
-MlpPolicy, in the same environments from the same seeds. Rollouts are measured with the policy left
-as it was initialised, and against the same vectorised environment stepped without any policy, with
-actions drawn beforehand from the distribution of such a policy.
+TRPOExt and sb3_contrib.TRPO take turns in one process, each with its own default arguments but for
+the initial spread of the actions (SB3's on both sides) and MlpPolicy, in the same environments from
+the same seeds. Rollouts are measured with the policy left as it was initialised, and against the same
+vectorised environment stepped without any policy, with actions drawn beforehand from the distribution
+of such a policy.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from _measure import (
     save_figure,
     seconds,
     set_up,
+    spread_of_sb3,
     write_json,
 )
 from sb3_contrib import TRPO
@@ -64,6 +66,7 @@ QUICK_N_STEPS = 256
 def make_model(algorithm: type[TRPO] | type[TRPOExt], case: Case, seed: int, quick: bool) -> Any:
     # both have the same default n_steps
     arguments: dict[str, Any] = {"n_steps": QUICK_N_STEPS} if quick else {}
+    arguments |= spread_of_sb3(algorithm)
     env = make_vec_env(case.env_id, case.n_envs, seed=seed)
     return algorithm("MlpPolicy", env, seed=seed, device="cpu", **arguments)
 
