@@ -292,14 +292,22 @@ class _Random:
         return np.array([self._env.action_space.sample() for _ in range(len(observation))]), state
 
 
-def one(algorithm: str, env_id: str, seed: int, n_timesteps: int, zoo_file: Path | None = None) -> Run:
-    """A run, with what it was run with."""
+def one(
+    algorithm: str, env_id: str, seed: int, n_timesteps: int, zoo_file: Path | None = None, machine: str | None = None
+) -> Run:
+    """A run, with what it was run with.
+
+    :param machine: stands behind the name of the processor
+    """
     about = {"algorithm": algorithm, "env": env_id, "seed": seed, "timesteps": n_timesteps, "sources": sources()}
     if algorithm == RANDOM:
         run = act_at_random(env_id, seed)
     else:
         run = learn(algorithm, env_id, seed, n_timesteps, setting_of(algorithm, env_id, zoo_file))
-    return Run({**about, **run.about, "versions": versions()}, run.rows)
+    on = versions()
+    if machine is not None:
+        on["cpu"] += f", {machine}"
+    return Run({**about, **run.about, "versions": on}, run.rows)
 
 
 def sources() -> str | None:

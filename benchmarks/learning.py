@@ -61,6 +61,7 @@ def run_apart(arguments: argparse.Namespace, algorithm: str, env_id: str, seed: 
     command += ["--algos", algorithm, "--envs", env_id, "--seeds", str(seed)]
     command += ["--quick"] if arguments.quick else []
     command += ["--conf-file", str(arguments.conf_file)] if arguments.conf_file else []
+    command += ["--machine", arguments.machine] if arguments.machine else []
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode != 0:
         print(f"{name}  failed\n{done.stderr}", flush=True)
@@ -75,7 +76,8 @@ def run_here(arguments: argparse.Namespace) -> None:
     """The one run that the arguments name, in this process."""
     (algorithm,), (env_id,), (seed,) = arguments.algos, arguments.envs, arguments.seeds
     n_timesteps = QUICK_STEPS if arguments.quick else BUDGETS[env_id]
-    write(one(algorithm, env_id, seed, n_timesteps, arguments.conf_file), path_of(arguments.folder, algorithm, env_id, seed))
+    run = one(algorithm, env_id, seed, n_timesteps, arguments.conf_file, arguments.machine)
+    write(run, path_of(arguments.folder, algorithm, env_id, seed))
 
 
 def parse() -> argparse.Namespace:
@@ -86,6 +88,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[*range(10)])
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--conf-file", type=Path, help="the file of trpo_ext_zoo, if not zoo_configs/trpo_ext.yml")
+    parser.add_argument(
+        "--machine",
+        metavar="WORDS",
+        help="put behind the processor's name, where that does not tell machines of another speed apart:"
+        " times are compared only between runs on the same",
+    )
     parser.add_argument("--readme", type=Path, help="of report: put the table into this file too, between its marks")
     arguments = parser.parse_args()
     if arguments.jobs < 1:

@@ -10,6 +10,8 @@ import pytest
 import rl_zoo3
 import torch as th
 import yaml
+from _measure import versions
+from _results import cpu_of
 from _runs import (
     BUDGETS,
     COLUMNS,
@@ -89,7 +91,8 @@ def test_the_clock_stands_still_between_stop_and_start(monkeypatch):
 
 
 def test_a_file_keeps_the_run(tmp_path):
-    run = one(RANDOM, "CartPole-v1", 0, 100)
+    run = one(RANDOM, "CartPole-v1", 0, 100, machine="slow")
+    assert cpu_of(run) == f"{versions()['cpu']}, slow"
     path = path_of(tmp_path, RANDOM, "CartPole-v1", 0)
     write(run, path)
     back = read(path)
