@@ -14,8 +14,21 @@ from typing import Any
 from _learning_pictures import draw_curves, draw_profiles
 from _learning_summary import Summary, bars_section, ratio_in_words, standing, summaries_of
 from _measure import markdown_table
-from _results import GROUPS, LEAST_SEEDS, PAIRS, SHARES, Curves, Pair, Results, cpu_of, time_ratio
-from _runs import ALGORITHMS, RANDOM, Run, outdated, read_all
+from _results import (
+    DEFAULT,
+    DEFAULT_NORM,
+    GROUPS,
+    LEAST_SEEDS,
+    PAIRS,
+    SHARES,
+    ZOO,
+    Curves,
+    Pair,
+    Results,
+    cpu_of,
+    time_ratio,
+)
+from _runs import ALGORITHMS, RANDOM, Run, comparable, outdated, read_all
 from _scores import COVERAGE, interval, probability_of_improvement, spread
 
 # -- tables -----------------------------------------------------------------------------------------------
@@ -111,6 +124,7 @@ def index(runs: Sequence[Run]) -> dict[str, Any]:
     kinds: list[dict[str, Any]] = []
     for run in runs:
         kind = {key: run.about.get(key) for key in ("algorithm", "setting", "timesteps", "sources", "versions")}
+        kind["setting"] = comparable(run.about)
         entry = next((entry for entry in kinds if all(entry[key] == kind[key] for key in kind)), None)
         if entry is None:
             entry = {**kind, "runs": defaultdict(list)}
@@ -204,7 +218,7 @@ def report(arguments: argparse.Namespace) -> None:
     (folder / "index.json").write_text(json.dumps(index(runs), indent=1) + "\n")
     print(text)
     if arguments.readme is not None:
-        table = sections[PAIRS[0], "MuJoCo"].partition("\n\n")[2]  # without its title
+        table = sections[ZOO, "MuJoCo"].partition("\n\n")[2]  # without its title
         shown = [path for path in pictures if path.name == "mujoco-zoo.png"]
 
         def link(path: Path) -> str:
@@ -222,7 +236,7 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     drawn = []
     for group, env_ids in GROUPS.items():
         name = group.split()[0].lower()
-        drawn.append(draw_curves(results, PAIRS[:1], env_ids, folder, f"{name}-zoo"))
-        drawn.append(draw_curves(results, PAIRS[1:3], env_ids, folder, f"{name}-default"))
-    drawn.append(draw_profiles(results, PAIRS[:3], GROUPS, folder, "profiles"))
+        drawn.append(draw_curves(results, [ZOO], env_ids, folder, f"{name}-zoo"))
+        drawn.append(draw_curves(results, [DEFAULT, DEFAULT_NORM], env_ids, folder, f"{name}-default"))
+    drawn.append(draw_profiles(results, [ZOO, DEFAULT, DEFAULT_NORM], GROUPS, folder, "profiles"))
     return [path for path in drawn if path is not None]

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from _measure import markdown_table
-from _results import GROUPS, LEAST_SEEDS, NEVER, PAIRS, SEEDS, SHARES, Pair, Results, Timed, median_time_ratio
+from _results import (
+    DEFAULT_NORM,
+    GROUPS,
+    LEAST_SEEDS,
+    NEVER,
+    PAIRS,
+    SEEDS,
+    SHARES,
+    ZOO,
+    Pair,
+    Results,
+    Timed,
+    median_time_ratio,
+)
 from _scores import Interval, interquartile_mean, interval, probability_of_improvement
 
 # -- summaries --------------------------------------------------------------------------------------------
@@ -152,8 +165,8 @@ STRETCH = {"HalfCheetah-v5": 6000.0, "Hopper-v5": 3372.0, "Walker2d-v5": 4933.0,
 
 def bars(results: Results, summaries: Mapping[tuple[Pair, str], Summary]) -> list[Bar]:
     """What the project set out to reach, as far as there are runs to say."""
-    zoo, norm = summaries.get((PAIRS[0], "MuJoCo")), summaries.get((PAIRS[2], "MuJoCo"))
-    env_ids = [env_id for group in GROUPS.values() for env_id in results.environments(PAIRS[0], group)]
+    zoo, norm = summaries.get((ZOO, "MuJoCo")), summaries.get((DEFAULT_NORM, "MuJoCo"))
+    env_ids = [env_id for group in GROUPS.values() for env_id in results.environments(ZOO, group)]
     return [
         *zoo_bars(zoo),
         defaults_bar(norm),
@@ -214,10 +227,10 @@ def no_worse_bar(results: Results, env_ids: list[str]) -> Bar:
         return Bar(what, "", None, "")
     chances = {}
     for env_id in env_ids:
-        ours, reference = (results.finals(name, [env_id]) for name in (PAIRS[0].ours, PAIRS[0].reference))
+        ours, reference = (results.finals(name, [env_id]) for name in (ZOO.ours, ZOO.reference))
         chances[env_id] = interval(probability_of_improvement, ours, reference, effort=0.2)
     worse = [env_id for env_id, chance in chances.items() if chance.high < 0.5]
-    fewest, planned = min(results.fewest(PAIRS[0], env_id) for env_id in env_ids), SEEDS[PAIRS[0]]
+    fewest, planned = min(results.fewest(ZOO, env_id) for env_id in env_ids), SEEDS[ZOO]
     n_planned = sum(map(len, GROUPS.values()))
     seeds = f"at least {fewest} of {planned} on {len(env_ids)} of {n_planned} environments"
     so_far = fewest < planned or len(env_ids) < n_planned
@@ -225,8 +238,8 @@ def no_worse_bar(results: Results, env_ids: list[str]) -> Bar:
 
 
 def mean_bar(results: Results, env_id: str) -> Bar:
-    ours, reference = (results.finals(name, [env_id]).mean() for name in (PAIRS[0].ours, PAIRS[0].reference))
-    stretch, n_seeds, planned = STRETCH.get(env_id), results.fewest(PAIRS[0], env_id), SEEDS[PAIRS[0]]
+    ours, reference = (results.finals(name, [env_id]).mean() for name in (ZOO.ours, ZOO.reference))
+    stretch, n_seeds, planned = STRETCH.get(env_id), results.fewest(ZOO, env_id), SEEDS[ZOO]
     return Bar(
         f"{env_id}, Zoo files: mean ≥ theirs" + ("" if stretch is None else f" (stretch {stretch:.0f})"),
         f"{ours:.1f} against {reference:.1f}",

@@ -51,7 +51,7 @@ def set_up() -> None:
     warnings.simplefilter("ignore")
 
 
-def spread_of_sb3(algorithm: type[OnPolicyAlgorithm]) -> dict[str, Any]:
+def initial_std_of_sb3(algorithm: type[OnPolicyAlgorithm]) -> dict[str, Any]:
     """The argument with which the actions of a new policy of ours start with the same spread as SB3's."""
     return {"initial_std": None} if issubclass(algorithm, sb3_trpo_ext.TRPOExt) else {}
 

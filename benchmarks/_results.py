@@ -27,19 +27,20 @@ class Pair(NamedTuple):
     reference: str
 
 
+ZOO = Pair("the Zoo files' settings", "trpo_ext_zoo", "sb3_contrib_zoo")
+DEFAULT = Pair("default arguments", "trpo_ext_default", "sb3_contrib_default")
+DEFAULT_NORM = Pair("default arguments, normalised observations", "trpo_ext_default_norm", "sb3_contrib_default_norm")
 PAIRS = (
-    Pair("the Zoo files' settings", "trpo_ext_zoo", "sb3_contrib_zoo"),
-    Pair("default arguments", "trpo_ext_default", "sb3_contrib_default"),
-    Pair("default arguments, normalised observations", "trpo_ext_default_norm", "sb3_contrib_default_norm"),
-    Pair("default arguments, initial spread as theirs", "trpo_ext_std_1", "sb3_contrib_default"),
+    ZOO,
+    DEFAULT,
+    DEFAULT_NORM,
+    Pair("default arguments, initial spread as theirs", "trpo_ext_std_1", DEFAULT.reference),
     Pair(
-        "default arguments, initial spread as theirs, normalised observations",
-        "trpo_ext_std_1_norm",
-        "sb3_contrib_default_norm",
+        "default arguments, initial spread as theirs, normalised observations", "trpo_ext_std_1_norm", DEFAULT_NORM.reference
     ),
 )
 GROUPS = {"MuJoCo": [*MUJOCO], "Classic control and Box2D": [*CLASSIC]}
-SEEDS = {pair: 10 if pair is PAIRS[0] else 5 for pair in PAIRS}
+SEEDS = {pair: 10 if pair is ZOO else 5 for pair in PAIRS}
 """How many seeds are to be run of each."""
 
 
@@ -190,12 +191,16 @@ def cpu_of(run: Run) -> str:
 def _require_alike(name: str, runs: Mapping[int, Run]) -> None:
     """:raises ValueError: naming what differs, and the seeds of each way of running, if there are several"""
     made = {seed: {**made_with(run), "steps": run.rows["timesteps"].tolist()} for seed, run in sorted(runs.items())}
-    keys = [key for key in next(iter(made.values()), {}) if len({json.dumps(how[key]) for how in made.values()}) > 1]
+    keys = [
+        key
+        for key in next(iter(made.values()), {})
+        if len({json.dumps(how[key], sort_keys=True) for how in made.values()}) > 1
+    ]
     if not keys:
         return
     kinds: defaultdict[str, list[int]] = defaultdict(list)
     for seed, how in made.items():
-        kinds[json.dumps({key: how[key] for key in keys})].append(seed)
+        kinds[json.dumps({key: how[key] for key in keys}, sort_keys=True)].append(seed)
     found = "\n".join(f"seeds {', '.join(map(str, seeds))}: {kind}" for kind, seeds in kinds.items())
     raise ValueError(f"runs of {name} must share setting, versions and steps of evaluation; move others away, got\n{found}")
 

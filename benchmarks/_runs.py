@@ -123,7 +123,7 @@ def zoo_setting(path: Path, env_id: str) -> Setting:
 _NOT_OF_LEARNING = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
 
 
-_BEFORE_IT_WAS_THERE = {"initial_std": None}
+_BEFORE_THE_KEYWORD = {"initial_std": None}
 """Constructor keywords that are newer than runs that are kept, and the value that stands for what those did."""
 
 
@@ -143,9 +143,10 @@ def resolved(algorithm: str, setting: Setting) -> dict[str, Any]:
 
 
 @functools.cache
-def _starts_with_a_std(env_id: str, use_sde: bool) -> bool:
-    """Whether ``initial_std`` has any effect."""
-    return not use_sde and isinstance(gym.make(env_id).action_space, gym.spaces.Box)
+def _has_continuous_actions(env_id: str) -> bool:
+    env = gym.make(env_id)
+    env.close()
+    return isinstance(env.action_space, gym.spaces.Box)
 
 
 def comparable(about: dict[str, Any]) -> Any:
@@ -154,7 +155,7 @@ def comparable(about: dict[str, Any]) -> Any:
     if setting is None or whole is None:
         return setting
     kept = dict(whole)
-    if "initial_std" in kept and not _starts_with_a_std(about["env"], bool(kept.get("use_sde"))):
+    if "initial_std" in kept and (kept.get("use_sde") or not _has_continuous_actions(about["env"])):
         del kept["initial_std"]
     return {**setting, "arguments": kept}
 
@@ -350,7 +351,7 @@ def read(path: Path) -> Run:
         raise ValueError(f"{path}: expected evaluations with {', '.join(COLUMNS)}, got {len(run.rows)} of {[*run.rows]}")
     if run.about.get("algorithm") in ALGORITHMS and "resolved" in run.about:
         known = inspect.signature(ALGORITHMS[run.about["algorithm"]].__init__).parameters
-        run.about["resolved"] = {**{k: v for k, v in _BEFORE_IT_WAS_THERE.items() if k in known}, **run.about["resolved"]}
+        run.about["resolved"] = {**{k: v for k, v in _BEFORE_THE_KEYWORD.items() if k in known}, **run.about["resolved"]}
     planned = 0 if run.about.get("algorithm") == RANDOM else run.about.get("timesteps", 0)
     if run.rows["timesteps"].iloc[-1] < planned:
         raise ValueError(f"{path}: expected evaluations up to {planned} steps, got {run.rows['timesteps'].iloc[-1]}: cut off")

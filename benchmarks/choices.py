@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import print_table, spread_of_sb3
+from _measure import initial_std_of_sb3, print_table
 from _scores import interval, probability_of_improvement, spread
 from rliable import metrics
 
@@ -73,7 +73,7 @@ def learn(variant: str, env_id: str, seed: int, steps: int) -> dict[str, Any]:
     th.set_num_threads(1)
     arguments = dict(VARIANTS[variant])
     algorithm = TRPO if arguments.pop("library", None) == "sb3_contrib" else TRPOExt
-    arguments |= spread_of_sb3(algorithm)
+    arguments |= initial_std_of_sb3(algorithm)
     model = algorithm("MlpPolicy", make_vec_env(env_id, seed=seed), seed=seed, device="cpu", **arguments)
     started = time.perf_counter()
     model.learn(steps)

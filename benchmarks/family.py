@@ -44,13 +44,8 @@ QUICK = (Row("CartPole-v1", "npg_ext_zoo"), Row("CartPole-v1", "kl_ppo_ext_zoo")
 
 def run(arguments: argparse.Namespace, table: tuple[Row, ...]) -> bool:
     """Run what is missing of each row; whether all of it came to its end."""
-    settings = vars(arguments)
-    return all(
-        [
-            learning.run_all(argparse.Namespace(**settings, envs=[row.env_id], algos=[row.algorithm], conf_file=None))
-            for row in table
-        ]
-    )
+    settings = {**vars(arguments), "conf_file": None, "machine": None}
+    return all([learning.run_all(argparse.Namespace(**settings, envs=[row.env_id], algos=[row.algorithm])) for row in table])
 
 
 def report(arguments: argparse.Namespace, table: tuple[Row, ...]) -> None:

@@ -22,13 +22,13 @@ from _measure import (
     Stopwatch,
     argument_parser,
     draw_ratios,
+    initial_std_of_sb3,
     interleave,
     new_figure,
     print_comparisons,
     save_figure,
     seconds,
     set_up,
-    spread_of_sb3,
     write_json,
 )
 from sb3_contrib import TRPO
@@ -66,7 +66,7 @@ QUICK_N_STEPS = 256
 def make_model(algorithm: type[TRPO] | type[TRPOExt], case: Case, seed: int, quick: bool) -> Any:
     # both have the same default n_steps
     arguments: dict[str, Any] = {"n_steps": QUICK_N_STEPS} if quick else {}
-    arguments |= spread_of_sb3(algorithm)
+    arguments |= initial_std_of_sb3(algorithm)
     env = make_vec_env(case.env_id, case.n_envs, seed=seed)
     return algorithm("MlpPolicy", env, seed=seed, device="cpu", **arguments)
 

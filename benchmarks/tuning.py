@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from _measure import argument_parser, print_table
-from _runs import Run, read
+from _runs import Run, comparable, read
 
 
 def table_of(root: Path, folders: list[str]) -> list[list[str]]:
@@ -32,8 +32,8 @@ def runs_of(folder: Path) -> dict[Path, Run]:
     if not runs:
         raise ValueError(f"expected ENV/SEED.csv below {folder}, found none")
     for env_id in {name.parent for name in runs}:
-        alike = [run.about for name, run in runs.items() if name.parent == env_id]
-        if any(about.get(key) != alike[0].get(key) for about in alike for key in ("setting", "timesteps")):
+        alike = [(comparable(run.about), run.about.get("timesteps")) for name, run in runs.items() if name.parent == env_id]
+        if any(made != alike[0] for made in alike):
             raise ValueError(f"expected runs of one setting and budget below {folder / env_id}, got several")
     return runs
 

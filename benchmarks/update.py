@@ -27,6 +27,7 @@ from _measure import (
     draw_ratios,
     figure,
     fill_rollout_buffer,
+    initial_std_of_sb3,
     interleave,
     new_figure,
     print_comparisons,
@@ -34,7 +35,6 @@ from _measure import (
     save_figure,
     seconds,
     set_up,
-    spread_of_sb3,
     write_json,
 )
 from gymnasium import spaces
@@ -85,7 +85,7 @@ class Repeatable:
 
 def collected(algorithm: type[TRPO] | type[TRPOExt], env_id: str, n_steps: int, **arguments: Any) -> Repeatable:
     """A new model with one rollout in an environment."""
-    arguments |= spread_of_sb3(algorithm)
+    arguments |= initial_std_of_sb3(algorithm)
     model: Any = algorithm("MlpPolicy", make_vec_env(env_id, seed=0), n_steps=n_steps, seed=0, device="cpu", **arguments)
     model.train = lambda: None
     model.learn(n_steps)
@@ -108,7 +108,7 @@ def filled(algorithm: type[TRPO] | type[TRPOExt], size: Size, **arguments: Any) 
         spaces.Box(-np.inf, np.inf, (size.inputs,), np.float32), spaces.Box(-1.0, 1.0, (size.actions,), np.float32)
     )
     architecture = {"net_arch": [size.width, size.width]}
-    arguments |= spread_of_sb3(algorithm)
+    arguments |= initial_std_of_sb3(algorithm)
     model = algorithm("MlpPolicy", env, n_steps=size.states, policy_kwargs=architecture, seed=0, device="cpu", **arguments)
     fill_rollout_buffer(model)
     return Repeatable(model)

@@ -287,6 +287,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         make_vec_env(env_id, n_envs=N_ENVS, seed=0, wrapper_class=SnapshotWrapper),
         n_steps=16,
         batch_size=16 * N_ENVS,
+        initial_std=None,
         seed=0,
         device="cpu",
         rollout_buffer_class=VineRolloutBuffer,

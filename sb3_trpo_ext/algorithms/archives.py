@@ -34,7 +34,17 @@ def saved_names(path: Any) -> set[str]:
         file.seek(position) if file is path else file.close()
 
 
-def saved_by(path: Any) -> str | None:
-    """Which of the ``FOREIGN`` algorithms saved a model; None if we or another one did."""
-    names = saved_names(path)
+def saved_by(names: set[str]) -> str | None:
+    """Which of the ``FOREIGN`` algorithms saved a model with these names; None if we or another one did."""
     return next((by for by, name in FOREIGN.items() if name in names and names.isdisjoint(OURS)), None)
+
+
+def settings_of_archive(path: Any, foreign: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
+    """What a saved model went by that it does not say itself.
+
+    :param foreign: by :func:`saved_by`, what models of other libraries get
+    """
+    names = saved_names(path)
+    # before there was the name, actions started as SB3's do
+    earlier = {} if "initial_std" in names else {"initial_std": None}
+    return {**earlier, **foreign.get(saved_by(names), {})}

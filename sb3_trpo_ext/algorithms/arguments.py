@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_trpo_ext.checks import constant_of, default_of, warn_user
@@ -97,19 +99,35 @@ def initial_std_without_effect(model: OnPolicyExt) -> dict[str, tuple[str, ...]]
 
 
 def set_initial_std(model: OnPolicyExt) -> None:
-    """Let a new policy start with ``initial_std``, unless a ``log_std_init`` says otherwise.
+    """Let a new policy start with ``initial_std``, unless it was made to start otherwise.
 
     The parameter is set, not ``policy_kwargs``: SB3 compares those with the ones given to ``load()``.
     """
     policy = model.policy
-    if model.initial_std is None or initial_std_without_effect(model):
-        return
-    log_std = getattr(policy, "log_std", None)
-    # a policy class may bring another start of its own
-    if isinstance(log_std, th.nn.Parameter) and getattr(policy, "log_std_init", None) == 0.0:
+    if model.initial_std is not None and not initial_std_without_effect(model) and _starts_as_sb3s(policy):
         policy.log_std_init = math.log(model.initial_std)
         with th.no_grad():
-            log_std.fill_(policy.log_std_init)
+            policy.log_std.fill_(policy.log_std_init)
+
+
+def _starts_as_sb3s(policy: ActorCriticPolicy) -> bool:
+    """Whether its Gaussian actions start with a standard deviation of 1, which training changes."""
+    log_std = getattr(policy, "log_std", None)
+    return (
+        type(getattr(policy, "action_dist", None)) is DiagGaussianDistribution
+        and isinstance(log_std, th.nn.Parameter)
+        and log_std.requires_grad
+        and not log_std.any()
+    )
+
+
+def warn_of_own_start(model: OnPolicyExt) -> None:
+    """One warning where the policy's class makes it start otherwise than with the ``initial_std`` that was given."""
+    if model.initial_std is None or not _given(model, ("initial_std",)) or initial_std_without_effect(model):
+        return
+    policy = model.policy
+    if getattr(policy, "log_std_init", None) != math.log(model.initial_std):
+        warn_user(f"{type(policy).__name__} has a start of its own and makes no use of initial_std={model.initial_std!r}")
 
 
 def warn_without_effect(model: OnPolicyExt) -> None:

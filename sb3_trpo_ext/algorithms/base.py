@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_trpo_ext.algorithms.archives import saved_by
+from sb3_trpo_ext.algorithms.archives import settings_of_archive
 from sb3_trpo_ext.algorithms.arguments import (
     KEYWORDS_WITHOUT_EFFECT,
     CriticChoice,
@@ -25,6 +25,7 @@ from sb3_trpo_ext.algorithms.arguments import (
     critic_of_keywords,
     initial_std_without_effect,
     set_initial_std,
+    warn_of_own_start,
     warn_without_effect,
 )
 from sb3_trpo_ext.algorithms.updating import Updating
@@ -128,6 +129,7 @@ class OnPolicyExt(Updating):
         warn_without_effect(self)
         if set_up:
             self._setup_model()
+            warn_of_own_start(self)
         check_rollout_size(self)
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
@@ -182,7 +184,7 @@ class OnPolicyExt(Updating):
         scale, its critic fit, any improvement accepted. Of one of SB3's PPO, ``target_kl`` was the early stop, and is
         the default of ours. Keyword arguments override that.
         """
-        return super().load(path, env, *args, **{**cls.foreign_settings.get(saved_by(path), {}), **kwargs})
+        return super().load(path, env, *args, **{**settings_of_archive(path, cls.foreign_settings), **kwargs})
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "report"]

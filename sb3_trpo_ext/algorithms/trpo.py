@@ -81,7 +81,7 @@ class TRPOExt(NaturalGradientExt):
         memory; None: about 64 MB of observations and 256 MB between the layers
     :param initial_std: standard deviation that the actions of a new policy start with (Box actions without gSDE), in
         the units of the action space; SB3's policies start with 1. None, a ``log_std_init`` in ``policy_kwargs``, or
-        one of a policy class's own leaves the policy as it is made
+        a policy class whose actions start with another one than 1 leaves the policy as it is made
     :param step_radius: of ``fisher="identity"``: the L2 ball in which the full step ends
     :param adaptive_radius: let δ (of ``fisher="identity"``: ``step_radius``) follow the ratio of actual improvement
         to gᵀs, see :func:`~sb3_trpo_ext.trust_region.adapted_radius`; it is saved with the model

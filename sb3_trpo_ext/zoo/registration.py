@@ -109,6 +109,7 @@ def convert_params(sampled: dict[str, Any]) -> dict[str, Any]:
     log_std_init, falls = rest.pop("log_std_init"), rest.pop("target_kl_falls", False)
     arguments = convert_onpolicy_params(rest)
     arguments["policy_kwargs"]["log_std_init"] = log_std_init
+    arguments["initial_std"] = None  # that of a file's entry has no use beside it
     if falls:
         arguments["target_kl"] = f"lin_{arguments['target_kl']}"
     return arguments

@@ -9,6 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -83,6 +84,30 @@ class OwnSpread(ActorCriticPolicy):
         super().__init__(*args, log_std_init=log_std_init, **kwargs)
 
 
+class Filled(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        with th.no_grad():
+            self.log_std.fill_(-2.0)
+
+
+class Frozen(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.log_std.requires_grad_(False)
+
+
+class Softplus(DiagGaussianDistribution):
+    def proba_distribution(self, mean_actions, log_std):
+        return super().proba_distribution(mean_actions, th.nn.functional.softplus(log_std).log())
+
+
+class OfAnotherDistribution(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        self.action_dist = Softplus(self.action_dist.action_dim)
+        super()._build(lr_schedule)
+
+
 BOX = ACTION_SPACES["box"]
 
 
@@ -122,6 +147,20 @@ def test_an_initial_standard_deviation_that_is_not_used_is_named(algorithm):
     with pytest.warns(UserWarning, match="a log_std_init in policy_kwargs makes no use of initial_std=0.2"):
         model = make(algorithm, env=limited(Walk(BOX)), policy_kwargs={"log_std_init": -2.0}, initial_std=0.2)
     assert (model.policy.log_std == -2.0).all()
+
+
+@pytest.mark.parametrize("policy, log_std", [(OwnSpread, -1.0), (Filled, -2.0), (Frozen, 0.0), (OfAnotherDistribution, 0.0)])
+def test_a_policy_that_starts_in_a_way_of_its_own_is_left_alone(algorithm, policy, log_std):
+    assert (make(algorithm, policy=policy, env=limited(Walk(BOX))).policy.log_std == log_std).all()
+    with pytest.warns(UserWarning, match=f"{policy.__name__} has a start of its own and makes no use of initial_std=0.2"):
+        model = make(algorithm, policy=policy, env=limited(Walk(BOX)), initial_std=0.2)
+    assert (model.policy.log_std == log_std).all()
+
+
+@pytest.mark.parametrize("policy, observations", [("CnnPolicy", IMAGE), ("MultiInputPolicy", DICT)])
+def test_other_policies_of_sb3_start_with_it_too(algorithm, policy, observations):
+    model = make(algorithm, policy, env=limited(Walk(BOX, observation_space=observations)), initial_std=0.2)
+    np.testing.assert_allclose(model.policy.log_std.exp().detach(), 0.2, rtol=1e-6)
 
 
 def test_an_initial_standard_deviation_of_discrete_actions_has_no_use(algorithm):

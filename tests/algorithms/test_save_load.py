@@ -114,12 +114,22 @@ def test_an_archive_of_sb3_contrib_goes_on_as_it_was(contrib):
     loaded = TRPOExt.load(path, env=gym.make("Pendulum-v1"), device="cpu")
     assert (loaded.kl_reduction, loaded.critic, loaded.line_search_accept_ratio) == ("mean", "adam", 0.0)
     assert (loaded.target_kl, loaded.n_critic_updates, loaded.n_steps) == (0.007, 4, 128)
+    assert loaded.initial_std is None and loaded.policy.log_std_init == 0.0
     assert th.equal(flat(loaded), flat(model))
     theirs, ours = (m.policy.optimizer.state_dict()["state"] for m in (model, loaded))
     assert theirs.keys() == ours.keys()
     assert all(th.equal(theirs[key]["exp_avg"], ours[key]["exp_avg"]) for key in theirs)
     loaded.learn(128, reset_num_timesteps=False)
     assert loaded.outcome_counts["accepted"] == 1
+
+
+def test_actions_of_our_earlier_archives_started_as_sb3s_do(tmp_path):
+    model = TRPOExt("MlpPolicy", "Pendulum-v1", initial_std=None, **FAST)
+    del model.initial_std  # there was no such name
+    model.save(tmp_path / "earlier")
+    loaded = TRPOExt.load(tmp_path / "earlier", device="cpu")
+    assert loaded.initial_std is None and loaded.kl_reduction == "sum" and th.equal(flat(loaded), flat(model))
+    assert TRPOExt.load(tmp_path / "earlier", device="cpu", initial_std=0.2).initial_std == 0.2
 
 
 def test_and_can_be_told_otherwise(contrib):

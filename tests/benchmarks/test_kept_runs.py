@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _learning_report import README_MARKS, index, report
-from _results import GROUPS, PAIRS, Results
+from _results import DEFAULT_NORM, GROUPS, ZOO, Results
 from _runs import BUDGETS, outdated, path_of, read_all, setting_of
 
 from sb3_trpo_ext import TRPOExt
@@ -80,7 +80,7 @@ def test_the_readme_is_of_them(made):
 
 def test_intervals_are_about_those_of_a_bootstrap_by_hand(results):
     rng, random = np.random.default_rng(0), results.random(ENV_IDS)
-    for pair, page in ((PAIRS[0], "README.md"), (PAIRS[2], "benchmarks/results/learning/report.md")):
+    for pair, page in ((ZOO, "README.md"), (DEFAULT_NORM, "benchmarks/results/learning/report.md")):
         finals = [results.finals(name, ENV_IDS) for name in pair[1:]]
         drawn = []
         for _ in range(2000):

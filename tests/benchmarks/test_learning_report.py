@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from _learning_report import cells_of_times, index, of_defaults, put_into_readme, report, runs_section, section
 from _learning_summary import Bar, bars, in_words, standing, summaries_of
-from _results import NEVER, PAIRS, Curves, Results, Timed, median_time_ratio, time_ratio
+from _results import NEVER, ZOO, Curves, Results, Timed, median_time_ratio, time_ratio
 from _runs import RANDOM, Run, path_of, read_all, write
 from _scores import Interval
 
@@ -58,17 +58,17 @@ def test_seeds_that_were_run_on_all_environments_count_together(folder):
     assert results.seeds("trpo_ext_zoo", "Pendulum-v1") == [0, 1, 2, 3]
     assert results.seeds("trpo_ext_zoo", *ENVS) == [0, 1, 2]
     np.testing.assert_allclose(results.finals("trpo_ext_zoo", ENVS), [[0.0, -1000.0], [10.0, -1000.0], [20.0, -1000.0]])
-    assert results.environments(PAIRS[0], [*ENVS, "CartPole-v1"]) == [*ENVS]
+    assert results.environments(ZOO, [*ENVS, "CartPole-v1"]) == [*ENVS]
 
 
 def test_times_to_reach_are_compared_where_the_mean_curves_cross(folder):
     results = results_of(folder)
-    ours, theirs = (results.curves(name, "Pendulum-v1") for name in (PAIRS[0].ours, PAIRS[0].reference))
+    ours, theirs = (results.curves(name, "Pendulum-v1") for name in (ZOO.ours, ZOO.reference))
     # from −1000 to 15 in 50 s, so −485 is reached after 50 · 515 / 1015 s; theirs takes 100 s
     assert time_ratio(ours, theirs, "cpu") == pytest.approx(0.5 * 515.0 / 1015.0)
     assert time_ratio(ours, theirs, "wall") == pytest.approx(0.5 * 515.0 / 1015.0)
-    (timed,) = results.timed_each(PAIRS[0], "Pendulum-v1")
-    median = median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], timed, "cpu")
+    (timed,) = results.timed_each(ZOO, "Pendulum-v1")
+    median = median_time_ratio(results, ZOO, ["Pendulum-v1"], timed, "cpu")
     assert median.estimate == pytest.approx(0.5 * 515.0 / 1015.0)
     assert median.low <= median.estimate <= median.high
 
@@ -77,40 +77,40 @@ def test_times_are_compared_on_one_processor(folder):
     # on another one, theirs takes ten times as long
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0 + 10.0 * seed, 1000.0, "B") for seed in (0, 1)))
     results = results_of(folder)
-    timed = results.timed(PAIRS[0], "Pendulum-v1")
+    timed = results.timed(ZOO, "Pendulum-v1")
     assert timed == Timed("A", {"trpo_ext_zoo": [0, 1, 2, 3], "sb3_contrib_zoo": [2, 3]})
     ratio = 0.5 * 515.0 / 1015.0 * 1.02  # to the mean of seeds 2 and 3, which is a little above
-    assert median_time_ratio(results, PAIRS[0], ["Pendulum-v1"], timed, "cpu").estimate == pytest.approx(ratio, rel=0.02)
+    assert median_time_ratio(results, ZOO, ["Pendulum-v1"], timed, "cpu").estimate == pytest.approx(ratio, rel=0.02)
     group = "Classic control and Box2D"
-    text = section(results, PAIRS[0], group, summaries_of(results)[PAIRS[0], group])
+    text = section(results, ZOO, group, summaries_of(results)[ZOO, group])
     assert "3.3 (1.7) / 1.7 (0.8)" in text and "(A, 3 seeds of ours, 2 of sb3_contrib)" in text
     # returns count all the same
     assert "-485.0 ± 12.9 (4)" in text
     put(folder, *(made_up("sb3_contrib_zoo", "Pendulum-v1", seed, -500.0, 1000.0, "B") for seed in range(4)))
     results = results_of(folder)
-    assert results.timed(PAIRS[0], "Pendulum-v1") is None
-    assert "the two sides were not run on the same processor" in summaries_of(results)[PAIRS[0], group].sentences()
-    assert "no common processor" in section(results, PAIRS[0], group, None)
+    assert results.timed(ZOO, "Pendulum-v1") is None
+    assert "the two sides were not run on the same processor" in summaries_of(results)[ZOO, group].sentences()
+    assert "no common processor" in section(results, ZOO, group, None)
 
 
 def test_times_on_every_processor_with_enough_seeds_are_said(folder):
     put(folder, *(made_up("sb3_contrib_zoo", env_id, seed, -500.0, 1000.0, "B") for env_id in ENVS for seed in range(4, 8)))
     put(folder, *(made_up("trpo_ext_zoo", env_id, seed, 0.0, 1000.0, "B") for env_id in ENVS for seed in range(4, 7)))
     put(folder, *(made_up(name, env_id, 8, 0.0, 1.0, "C") for env_id in ENVS for name in ("trpo_ext_zoo", "sb3_contrib_zoo")))
-    summary = summaries_of(results_of(folder))[PAIRS[0], "Classic control and Box2D"]
+    summary = summaries_of(results_of(folder))[ZOO, "Classic control and Box2D"]
     assert [times.timed.cpu for times in summary.times] == ["A", "B"]
     assert summary.times[1].ratios["cpu", 1.0].estimate == pytest.approx(0.5)
     assert "(B, 3 seeds of ours, 4 of sb3_contrib)" in summary.sentences() and "(C" not in summary.sentences()
 
 
 def test_each_environment_is_left_out_in_turn(folder):
-    assert summaries_of(results_of(folder))[PAIRS[0], "Classic control and Box2D"].iqm_without == {}  # of two
-    runs = [made_up(name, "CartPole-v1", seed, 90.0 * seed) for name in PAIRS[0][1:] for seed in range(3)]
+    assert summaries_of(results_of(folder))[ZOO, "Classic control and Box2D"].iqm_without == {}  # of two
+    runs = [made_up(name, "CartPole-v1", seed, 90.0 * seed) for name in ZOO[1:] for seed in range(3)]
     put(folder, made_up(RANDOM, "CartPole-v1", 0, -1000.0), *runs)
     results = results_of(folder)
-    without = summaries_of(results)[PAIRS[0], "Classic control and Box2D"].iqm_without
+    without = summaries_of(results)[ZOO, "Classic control and Box2D"].iqm_without
     assert set(without) == {*ENVS, "CartPole-v1"}
-    finals = [np.delete(results.finals(name, [*ENVS, "CartPole-v1"]), 1, axis=1) for name in PAIRS[0][1:]]
+    finals = [np.delete(results.finals(name, [*ENVS, "CartPole-v1"]), 1, axis=1) for name in ZOO[1:]]
     scores = np.sort(((finals[0] + 1000.0) / (finals[1].mean(axis=0) + 1000.0)).ravel())
     assert without["Acrobot-v1"] == pytest.approx(scores[1:5].mean())  # of six, one is dropped at each end
 
@@ -132,7 +132,7 @@ def test_on_a_plateau_the_way_there_counts_and_not_the_last_touch():
 def test_of_processors_with_as_many_seeds_it_is_always_the_same_one(folder):
     for algorithm in ("sb3_contrib_zoo", "trpo_ext_zoo"):
         put(folder, *(made_up(algorithm, "Pendulum-v1", seed, 0.0, cpu="B") for seed in (0, 1)))
-    assert results_of(folder).timed(PAIRS[0], "Pendulum-v1").cpu == "A"
+    assert results_of(folder).timed(ZOO, "Pendulum-v1").cpu == "A"
 
 
 def test_what_is_not_reached_is_not_a_number():
@@ -176,9 +176,9 @@ def test_an_environment_where_the_reference_learned_nothing_has_no_score(folder)
     for random in (-400.0, -490.0):  # sb3_contrib: -485 with a standard error of 6.5
         put(folder, made_up(RANDOM, "Pendulum-v1", 0, random))
         results = results_of(folder)
-        summary = summaries_of(results)[PAIRS[0], group]
+        summary = summaries_of(results)[ZOO, group]
         assert summary.env_ids == ["Acrobot-v1"]
-        text = section(results, PAIRS[0], group, summary)
+        text = section(results, ZOO, group, summary)
         assert "sb3_contrib is not clearly above the random policy: Pendulum-v1." in text and "| Pendulum-v1" in text
 
 
@@ -205,7 +205,7 @@ def test_a_return_that_is_there_before_training_is_no_gain_of_time():
 
 def test_the_section_says_what_there_is_and_what_is_not(folder):
     results, group = results_of(folder), "Classic control and Box2D"
-    text = section(results, PAIRS[0], group, summaries_of(results)[PAIRS[0], group])
+    text = section(results, ZOO, group, summaries_of(results)[ZOO, group])
     row = next(line for line in text.splitlines() if line.startswith("| Pendulum-v1"))
     assert "-485.0 ± 12.9 (4)" in row and "15.0 ± 12.9 (4)" in row and "1.00 [1.00, 1.00]" in row
     row = next(line for line in text.splitlines() if line.startswith("| Acrobot-v1"))
@@ -213,29 +213,29 @@ def test_the_section_says_what_there_is_and_what_is_not(folder):
     assert "(3 seeds of ours, 4 of sb3_contrib that were run on all)" in text
     assert "Pendulum-v1 (sb3_contrib_zoo 6 of 10, trpo_ext_zoo 6 of 10)" in text
     assert "LunarLander-v3 (sb3_contrib_zoo 10 of 10, trpo_ext_zoo 10 of 10)" in text
-    assert section(results, PAIRS[0], "MuJoCo", None).endswith("Not run.")
+    assert section(results, ZOO, "MuJoCo", None).endswith("Not run.")
 
 
 def test_what_only_one_side_ran_is_not_said_to_be_missing_altogether(folder):
     put(folder, made_up(RANDOM, "Hopper-v5", 0, 0.0))
     put(folder, made_up("trpo_ext_zoo", "Hopper-v5", 0, 500.0))
-    text = section(results_of(folder), PAIRS[0], "MuJoCo", None)
+    text = section(results_of(folder), ZOO, "MuJoCo", None)
     assert "Not run.\n" not in text and "Hopper-v5 (sb3_contrib_zoo 10 of 10, trpo_ext_zoo 9 of 10)" in text
 
 
 def test_cells_of_times_are_of_the_seeds_that_the_summary_takes(folder):
-    summed = summaries_of(results_of(folder))[PAIRS[0], "Classic control and Box2D"].env_ids
+    summed = summaries_of(results_of(folder))[ZOO, "Classic control and Box2D"].env_ids
 
     def minutes():
-        return {env_id: cells_of_times(results_of(folder), PAIRS[0], env_id, summed)[0] for env_id in summed}
+        return {env_id: cells_of_times(results_of(folder), ZOO, env_id, summed)[0] for env_id in summed}
 
-    before, alone = minutes(), cells_of_times(results_of(folder), PAIRS[0], summed[0], summed[:1])[0]
+    before, alone = minutes(), cells_of_times(results_of(folder), ZOO, summed[0], summed[:1])[0]
     # a seed that was run on one environment alone, and took far longer
     extra = made_up("sb3_contrib_zoo", summed[0], 7, 0.0)
     extra.rows[["wall_seconds", "cpu_seconds"]] *= 100.0
     put(folder, extra)
     assert minutes() == before
-    assert cells_of_times(results_of(folder), PAIRS[0], summed[0], summed[:1])[0] != alone
+    assert cells_of_times(results_of(folder), ZOO, summed[0], summed[:1])[0] != alone
 
 
 def test_a_score_stands_where_its_interval_does():
@@ -287,7 +287,7 @@ def test_every_run_is_listed_with_its_processor(folder):
     assert "0: 0 ± 1, 1: 10 ± 1, 2: 20 ± 1, 3: 30 ± 1" in row and "A (0, 1, 2); B (3)" in row
     # seeds that were chosen away are there all the same
     chosen = Results(read_all(folder), [2])
-    assert chosen.missing(PAIRS[0], "Pendulum-v1") == "sb3_contrib_zoo 6 of 10, trpo_ext_zoo 6 of 10"
+    assert chosen.missing(ZOO, "Pendulum-v1") == "sb3_contrib_zoo 6 of 10, trpo_ext_zoo 6 of 10"
 
 
 def test_the_index_names_each_way_of_running_once(folder):
@@ -295,6 +295,20 @@ def test_the_index_names_each_way_of_running_once(folder):
     assert [kind["algorithm"] for kind in kinds] == [RANDOM, "sb3_contrib_zoo", "trpo_ext_zoo"]
     assert kinds[1]["runs"] == {env_id: [0, 1, 2, 3] for env_id in sorted(ENVS)}
     assert kinds[1]["versions"] == {"torch": "1", "cpu": "A"}
+
+
+def test_runs_from_before_a_keyword_are_put_together_with_later_ones_of_the_same_setting(tmp_path):
+    setting = {"arguments": {"policy": "MlpPolicy"}, "n_envs": 1, "normalize": None}
+    after = {"policy": "MlpPolicy", "n_steps": 2048, "initial_std": None}
+    before = {name: after[name] for name in ("policy", "n_steps")}
+    runs = [made_up(RANDOM, "Hopper-v5", 0, 0.0)]
+    for seed, whole in enumerate((before, after)):
+        runs.append(made_up("trpo_ext_std_1", "Hopper-v5", seed, 1.0))
+        runs[-1].about.update(setting=setting, resolved=whole)
+    put(tmp_path, *runs)
+    assert results_of(tmp_path).seeds("trpo_ext_std_1", "Hopper-v5") == [0, 1]
+    kind = index(read_all(tmp_path))["runs"][1]
+    assert kind["setting"]["arguments"] == after and kind["runs"] == {"Hopper-v5": [0, 1]}
 
 
 def test_the_readme_says_how_default_arguments_compare(folder, tmp_path):

@@ -20,3 +20,14 @@ def test_runs_stand_beside_those_of_the_same_environment_and_seed(tmp_path):
     put(tmp_path, "a/X/3", 1.0, setting="another")
     with pytest.raises(ValueError, match=r"one setting and budget below .*X, got several"):
         table_of(tmp_path, ["a", "b"])
+
+
+def test_runs_from_before_and_after_a_change_of_defaults_do_not_stand_in_one_folder(tmp_path):
+    setting = {"arguments": {"policy": "MlpPolicy"}, "n_envs": 1, "normalize": None}
+    about = {"algorithm": "trpo_ext_zoo", "env": "Hopper-v5", "setting": setting}
+    put(tmp_path, "a/Hopper-v5/1", 1.0, **about, resolved={"policy": "MlpPolicy", "initial_std": None})
+    put(tmp_path, "a/Hopper-v5/2", 2.0, **about, resolved={"policy": "MlpPolicy"})
+    assert len(table_of(tmp_path, ["a"])) == 2
+    put(tmp_path, "a/Hopper-v5/3", 3.0, **about, resolved={"policy": "MlpPolicy", "initial_std": 0.5})
+    with pytest.raises(ValueError, match="one setting and budget"):
+        table_of(tmp_path, ["a"])
