@@ -2,11 +2,11 @@
 
     python benchmarks/critic.py [--quick] [--envs HalfCheetah-v5 ...] [--out DIR]
 
-One run of default arguments with normalised observations makes the rollouts. Beside it every way has a V of its own,
-fits it to each rollout with advantages of its own, as in training, and is asked about the next rollout before it sees
-it: how much of the variance of the discounted returns it explains, at states after which the episode goes on for more
-than ``LEAST_STEPS`` in the rollout. Rollouts with fewer than ``LEAST_STATES`` of them are passed over. Medians over
-fifths of the others.
+One run of default arguments but SB3's initial spread, with normalised observations, makes the rollouts. Beside it every
+way has a V of its own, fits it to each rollout with advantages of its own, as in training, and is asked about the next
+rollout before it sees it: how much of the variance of the discounted returns it explains, at states after which the
+episode goes on for more than ``LEAST_STEPS`` in the rollout. Rollouts with fewer than ``LEAST_STATES`` of them are passed
+over. Medians over fifths of the others.
 
 A constant error of V is not seen (normalised advantages hardly see it either), and nothing is said of what a policy would
 have learned with it. Where a time limit cuts an episode, all take the running critic's V for what would have followed.
