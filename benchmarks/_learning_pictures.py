@@ -63,6 +63,8 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
             ax.grid(alpha=0.3)
             if ax.lines:
                 ax.legend(fontsize="small", loc="lower right")
+            else:
+                ax.text(0.5, 0.5, "no common processor", ha="center", va="center", transform=ax.transAxes)
     for ax in axes[:, 0]:
         ax.set_ylabel("return, mean over seeds with 95% interval")
     return save_figure(drawing, folder, name)
