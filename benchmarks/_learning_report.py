@@ -28,8 +28,9 @@ from _results import (
     cpu_of,
     time_ratio,
 )
-from _runs import ALGORITHMS, RANDOM, Run, comparable, outdated, read_all
+from _runs import Run, outdated, read_all
 from _scores import COVERAGE, interval, probability_of_improvement, spread
+from _settings import ALGORITHMS, RANDOM, comparable
 
 # -- tables -----------------------------------------------------------------------------------------------
 
@@ -123,8 +124,8 @@ def index(runs: Sequence[Run]) -> dict[str, Any]:
     """What was run, with which versions: each distinct combination once, and its runs."""
     kinds: list[dict[str, Any]] = []
     for run in runs:
-        kind = {key: run.about.get(key) for key in ("algorithm", "setting", "timesteps", "sources", "versions")}
-        kind["setting"] = comparable(run.about)
+        about = {**run.about, "setting": comparable(run.about)}
+        kind = {key: about.get(key) for key in ("algorithm", "setting", "timesteps", "sources", "versions")}
         entry = next((entry for entry in kinds if all(entry[key] == kind[key] for key in kind)), None)
         if entry is None:
             entry = {**kind, "runs": defaultdict(list)}

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from _runs import CLASSIC, MUJOCO, RANDOM, Run, made_with
+from _runs import Run, made_with
 from _scores import Interval, interval, time_to_reach
+from _settings import CLASSIC, MUJOCO, RANDOM
 
 LEAST_SEEDS = 3
 """Below, a table shows the returns and claims nothing."""

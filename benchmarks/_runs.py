@@ -1,9 +1,7 @@
-"""One learning run: its settings, its training, its evaluations, and the CSV file that is left of it."""
+"""One learning run: its training, its evaluations, and the CSV file that is left of it."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import io
 import json
 import subprocess
@@ -11,15 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
-import rl_zoo3
-import yaml
 from _measure import PACKAGES, versions
+from _settings import ALGORITHMS, BUDGETS, RANDOM, Setting, comparable, resolved, setting_of, with_later_keywords
 from rl_zoo3.exp_manager import ExperimentManager
-from sb3_contrib import TRPO
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -27,137 +21,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 import sb3_trpo_ext
-from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
-from sb3_trpo_ext.zoo import config_path
-
-MUJOCO = {name: 1_000_000 for name in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5")}
-"""Timesteps of training, here and below the Zoo's."""
-CLASSIC = {
-    "CartPole-v1": 100_000,
-    "Acrobot-v1": 100_000,
-    "Pendulum-v1": 100_000,
-    "MountainCarContinuous-v0": 50_000,
-    "LunarLander-v3": 200_000,
-}
-BUDGETS = {**MUJOCO, **CLASSIC}
-
-RANDOM = "random"
-ALGORITHMS = {
-    "trpo_ext_zoo": TRPOExt,
-    "npg_ext_zoo": NPGExt,
-    "kl_ppo_ext_zoo": KLPPOExt,
-    "sb3_contrib_zoo": TRPO,
-    "sb3_ppo_zoo": PPO,
-    "trpo_ext_default": TRPOExt,
-    "sb3_contrib_default": TRPO,
-    "trpo_ext_default_norm": TRPOExt,
-    "sb3_contrib_default_norm": TRPO,
-    "trpo_ext_std_1": TRPOExt,
-    "trpo_ext_std_1_norm": TRPOExt,
-}
-"""By name: the Zoo file's settings; the default arguments; the same but for ``initial_std``, whose actions then start
-with SB3's 1; each of the latter two also with normalised observations."""
-
-_OF_RL_ZOO3 = Path(rl_zoo3.__file__).parent / "hyperparams"
-ZOO_FILES = {
-    **{f"{name}_zoo": config_path(name) for name in ("trpo_ext", "npg_ext", "kl_ppo_ext")},
-    "sb3_contrib_zoo": _OF_RL_ZOO3 / "trpo.yml",
-    "sb3_ppo_zoo": _OF_RL_ZOO3 / "ppo.yml",
-}
 
 EVALUATIONS = 20
 EPISODES, FINAL_EPISODES, RANDOM_EPISODES = 10, 20, 100
 EVALUATION_ENVS = 10
 EVALUATION_SEED = 10_000
-
-
-# -- settings --------------------------------------------------------------------------------------------
-
-
-class Setting(NamedTuple):
-    """What a run is made of.
-
-    :param arguments: of the algorithm's constructor
-    :param n_envs: of training
-    :param normalize: arguments of ``VecNormalize``, None for none
-    """
-
-    arguments: dict[str, Any]
-    n_envs: int = 1
-    normalize: dict[str, Any] | None = None
-
-
-def setting_of(algorithm: str, env_id: str, zoo_file: Path | None = None) -> Setting:
-    """The setting of an algorithm's name on an environment.
-
-    :param zoo_file: in place of ``zoo_configs/trpo_ext.yml``
-    """
-    if algorithm in ZOO_FILES:
-        own = zoo_file if algorithm == "trpo_ext_zoo" else None
-        return zoo_setting(own or ZOO_FILES[algorithm], env_id)
-    normalize = {"norm_obs": True, "norm_reward": False} if algorithm.endswith("_norm") else None
-    initial_std = {"initial_std": None} if "_std_1" in algorithm else {}
-    return Setting({"policy": "MlpPolicy", **initial_std}, normalize=normalize)
-
-
-def zoo_setting(path: Path, env_id: str) -> Setting:
-    """An environment's entry of a Zoo file, read as rl_zoo3 reads it as far as our runs need; v4 entries serve v5.
-
-    :raises KeyError: where there is neither
-    :raises ValueError: for Python in words, which rl_zoo3 evaluates: its result could not be kept in a run's first line
-    """
-    entries = yaml.safe_load(path.read_text())
-    entry = entries[env_id if env_id in entries else env_id.replace("-v5", "-v4")]
-    in_words = {key: entry[key] for key in ("normalize", "policy_kwargs") if isinstance(entry.get(key), str)}
-    if in_words:
-        raise ValueError(f"{path}, {env_id}: expected dictionaries, got {in_words}")
-    entry.pop("n_timesteps", None)
-    n_envs, normalize = entry.pop("n_envs", 1), entry.pop("normalize", False)
-    if not normalize:
-        return Setting(entry, n_envs)
-    given = normalize if isinstance(normalize, dict) else {}
-    gamma = {"gamma": entry["gamma"]} if "gamma" in entry else {}
-    return Setting(entry, n_envs, {**given, **gamma})
-
-
-_NOT_OF_LEARNING = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
-
-
-_BEFORE_THE_KEYWORD = {"initial_std": None}
-"""Constructor keywords that are newer than runs that are kept, and the value that stands for what those did."""
-
-
-def resolved(algorithm: str, setting: Setting) -> dict[str, Any]:
-    """A setting's arguments with the constructor's defaults for the rest, as a run's first line holds them.
-
-    Without them a changed default would put runs of two settings together unseen.
-    """
-    parameters = inspect.signature(ALGORITHMS[algorithm].__init__).parameters
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if parameter.default is not parameter.empty and name not in _NOT_OF_LEARNING
-    }
-    found: dict[str, Any] = json.loads(json.dumps({**defaults, **setting.arguments}, default=str))
-    return found
-
-
-@functools.cache
-def _has_continuous_actions(env_id: str) -> bool:
-    env = gym.make(env_id)
-    env.close()
-    return isinstance(env.action_space, gym.spaces.Box)
-
-
-def comparable(about: dict[str, Any]) -> Any:
-    """A run's setting without what cannot matter: how its arguments were given, and keywords without effect."""
-    setting, whole = about.get("setting"), about.get("resolved")
-    if setting is None or whole is None:
-        return setting
-    kept = dict(whole)
-    if "initial_std" in kept and (kept.get("use_sde") or not _has_continuous_actions(about["env"])):
-        del kept["initial_std"]
-    return {**setting, "arguments": kept}
 
 
 # -- evaluation ------------------------------------------------------------------------------------------
@@ -350,8 +218,7 @@ def read(path: Path) -> Run:
     if run.rows.empty or not set(COLUMNS) <= set(run.rows):
         raise ValueError(f"{path}: expected evaluations with {', '.join(COLUMNS)}, got {len(run.rows)} of {[*run.rows]}")
     if run.about.get("algorithm") in ALGORITHMS and "resolved" in run.about:
-        known = inspect.signature(ALGORITHMS[run.about["algorithm"]].__init__).parameters
-        run.about["resolved"] = {**{k: v for k, v in _BEFORE_THE_KEYWORD.items() if k in known}, **run.about["resolved"]}
+        run.about["resolved"] = with_later_keywords(run.about["algorithm"], run.about["resolved"])
     planned = 0 if run.about.get("algorithm") == RANDOM else run.about.get("timesteps", 0)
     if run.rows["timesteps"].iloc[-1] < planned:
         raise ValueError(f"{path}: expected evaluations up to {planned} steps, got {run.rows['timesteps'].iloc[-1]}: cut off")

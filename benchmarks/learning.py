@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _measure import argument_parser, set_up
-from _runs import ALGORITHMS, BUDGETS, MUJOCO, RANDOM, one, outdated, path_of, read, write
+from _runs import one, outdated, path_of, read, write
+from _settings import ALGORITHMS, BUDGETS, MUJOCO, RANDOM
 
 QUICK_STEPS = 2048
 QUICK = {"algos": ["trpo_ext_zoo", "sb3_contrib_zoo"], "envs": ["Pendulum-v1"], "seeds": [0, 1]}

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _measure import argument_parser, print_table, set_up
-from _runs import BUDGETS, Run, Setting, learn, path_of, read, sources, versions, write
+from _runs import Run, learn, path_of, read, sources, versions, write
+from _settings import BUDGETS, Setting
 
 DIMENSIONS = {"HalfCheetah-v5": 6, "Hopper-v5": 3, "Walker2d-v5": 6}
 """Of actions: radius and damping are in true KL, which adds them up."""

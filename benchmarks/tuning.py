@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from _measure import argument_parser, print_table
-from _runs import Run, comparable, read
+from _runs import Run, read
+from _settings import comparable
 
 
 def table_of(root: Path, folders: list[str]) -> list[list[str]]:

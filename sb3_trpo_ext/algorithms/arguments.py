@@ -103,11 +103,15 @@ def set_initial_std(model: OnPolicyExt) -> None:
 
     The parameter is set, not ``policy_kwargs``: SB3 compares those with the ones given to ``load()``.
     """
-    policy = model.policy
-    if model.initial_std is not None and not initial_std_without_effect(model) and _starts_as_sb3s(policy):
-        policy.log_std_init = math.log(model.initial_std)
+    policy, std = model.policy, _initial_std_in_use(model)
+    if std is not None and _starts_as_sb3s(policy):
+        policy.log_std_init = math.log(std)
         with th.no_grad():
             policy.log_std.fill_(policy.log_std_init)
+
+
+def _initial_std_in_use(model: OnPolicyExt) -> float | None:
+    return None if initial_std_without_effect(model) else model.initial_std
 
 
 def _starts_as_sb3s(policy: ActorCriticPolicy) -> bool:
@@ -123,11 +127,9 @@ def _starts_as_sb3s(policy: ActorCriticPolicy) -> bool:
 
 def warn_of_own_start(model: OnPolicyExt) -> None:
     """One warning where the policy's class makes it start otherwise than with the ``initial_std`` that was given."""
-    if model.initial_std is None or not _given(model, ("initial_std",)) or initial_std_without_effect(model):
-        return
-    policy = model.policy
-    if getattr(policy, "log_std_init", None) != math.log(model.initial_std):
-        warn_user(f"{type(policy).__name__} has a start of its own and makes no use of initial_std={model.initial_std!r}")
+    policy, std = model.policy, _initial_std_in_use(model)
+    if std is not None and _given(model, ("initial_std",)) and getattr(policy, "log_std_init", None) != math.log(std):
+        warn_user(f"{type(policy).__name__} has a start of its own and makes no use of initial_std={std!r}")
 
 
 def warn_without_effect(model: OnPolicyExt) -> None:

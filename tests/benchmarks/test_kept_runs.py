@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from _learning_report import README_MARKS, index, report
 from _results import DEFAULT_NORM, GROUPS, ZOO, Results
-from _runs import BUDGETS, outdated, path_of, read_all, setting_of
+from _runs import outdated, path_of, read_all
+from _settings import BUDGETS, setting_of
 
 from sb3_trpo_ext import TRPOExt
 

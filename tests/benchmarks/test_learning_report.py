@@ -9,8 +9,9 @@ import pytest
 from _learning_report import cells_of_times, index, of_defaults, put_into_readme, report, runs_section, section
 from _learning_summary import Bar, bars, in_words, standing, summaries_of
 from _results import NEVER, ZOO, Curves, Results, Timed, median_time_ratio, time_ratio
-from _runs import RANDOM, Run, path_of, read_all, write
+from _runs import Run, path_of, read_all, write
 from _scores import Interval
+from _settings import RANDOM
 
 ENVS = ("Pendulum-v1", "Acrobot-v1")
 

@@ -13,14 +13,11 @@ import yaml
 from _measure import versions
 from _results import cpu_of
 from _runs import (
-    BUDGETS,
     COLUMNS,
     FINAL_EPISODES,
-    RANDOM,
     Clock,
     Evaluation,
     Run,
-    Setting,
     evaluation_env,
     learn,
     made_with,
@@ -28,10 +25,9 @@ from _runs import (
     path_of,
     read,
     read_all,
-    resolved,
-    setting_of,
     write,
 )
+from _settings import BUDGETS, RANDOM, Setting, resolved, setting_of
 from learning import is_there
 from sb3_contrib import TRPO
 from stable_baselines3.common.env_util import make_vec_env
