@@ -81,7 +81,7 @@ class VineRolloutBuffer(RolloutBuffer):
     returns Q̂(s_n, a_k) make the surrogate (TRPO paper, section 5.2), in place of the advantages of the trunk. Dict
     observations are held too: making one for a Dict space gives the class that does.
 
-    :param n_rollout_states: N, at most ``buffer_size * n_envs``
+    :param n_rollout_states: N, at most ``buffer_size * n_envs``; None: a quarter of these states
     :param n_branch_actions: K; ``"all"`` takes every action of a small, finite space
     :param branch_length: the most steps of a branch
     :param proposal: q, from which K first actions are drawn: ``"policy"`` is π_old, ``"uniform"`` is uniform in each
@@ -112,15 +112,15 @@ class VineRolloutBuffer(RolloutBuffer):
         gamma: float = 0.99,
         n_envs: int = 1,
         *,
-        n_rollout_states: int = 128,
+        n_rollout_states: int | None = None,
         n_branch_actions: int | Literal["all"] = 4,
-        branch_length: int = 100,
+        branch_length: int = 10,
         proposal: Proposal = "auto",
         common_random_numbers: bool = True,
         branch_bootstrap: bool = True,
     ) -> None:
         self.branches: Branches | None = None
-        self.n_rollout_states = n_rollout_states
+        self.n_rollout_states = max(1, buffer_size * n_envs // 4) if n_rollout_states is None else n_rollout_states
         self.n_branch_actions = n_branch_actions
         self.branch_length = branch_length
         self.proposal = proposal

@@ -45,6 +45,15 @@ def test_arguments_that_cannot_work(arguments, message):
         buffer_of(**arguments)
 
 
+@pytest.mark.parametrize(("n_steps", "n_envs", "expected"), [(64, 8, 128), (256, 8, 512), (5, 2, 2), (1, 1, 1)])
+def test_the_rollout_set_is_a_quarter_of_the_trunk_unless_given(n_steps, n_envs, expected):
+    def made(**arguments):
+        return VineRolloutBuffer(n_steps, OBSERVATIONS, ACTION_SPACES["box"], device="cpu", n_envs=n_envs, **arguments)
+
+    assert made().n_rollout_states == made(n_rollout_states=None).n_rollout_states == expected
+    assert made(n_rollout_states=1).n_rollout_states == 1 and made().branch_length == 10
+
+
 def test_an_action_set_that_is_not_small_cannot_be_enumerated():
     with pytest.raises(ValueError, match="at most 1000 actions"):
         VineRolloutBuffer(T, OBSERVATIONS, spaces.MultiBinary(10), device="cpu", n_rollout_states=1, n_branch_actions="all")
