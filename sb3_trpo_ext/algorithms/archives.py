@@ -1,12 +1,18 @@
-"""What a saved model says of the library that saved it."""
+"""What a saved model says of itself and of the library that saved it."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import zipfile
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import json_to_data, open_path
+
+from sb3_trpo_ext.algorithms.arguments import Derived
+from sb3_trpo_ext.checks import default_of
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 
 SB3_CONTRIB_SETTINGS: dict[str, Any] = {
     "kl_reduction": "mean",
@@ -18,33 +24,90 @@ SB3_CONTRIB_SETTINGS: dict[str, Any] = {
 FOREIGN = {"sb3_contrib.TRPO": "cg_damping", "PPO": "clip_range"}
 """By the algorithm that saved it, a name that its archives have and each other's lack."""
 
+FOREIGN_DEFAULTS: dict[str | None, dict[str, Any]] = {"sb3_contrib.TRPO": {"target_kl": 0.01, "cg_damping": 0.1}}
+"""By the algorithm that saved it, values that nobody gave, of arguments that we derive."""
+
 OURS = frozenset(("kl_reduction", "critic", "outcome_counts", "chunk_size"))
 """Some names that only our archives have."""
 
+EARLIER_BRANCHES = {"n_rollout_states": 128, "branch_length": 100}
+"""Defaults of ``VineRolloutBuffer`` when archives did not yet say what was derived."""
 
-def saved_names(path: Any) -> set[str]:
-    """The names of the attributes in a saved model, without unpickling any of them."""
+
+def saved_data(path: Any) -> dict[str, Any]:
+    """The attributes in a saved model as its JSON has them, without unpickling any.
+
+    There are none in what is no archive: to say what is wrong with it is left to SB3, which reads it next.
+    """
     file = open_path(path, "r", suffix="zip")
     position = file.tell()
     try:
         with zipfile.ZipFile(file) as archive:
-            return set(json.loads(archive.read("data"))) if "data" in archive.namelist() else set()
+            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+    except (zipfile.BadZipFile, ValueError):
+        return {}
     finally:
         # a file of the user's is left as it came
         file.seek(position) if file is path else file.close()
+    return data if isinstance(data, dict) else {}
 
 
-def saved_by(names: set[str]) -> str | None:
+def saved_by(names: Collection[str]) -> str | None:
     """Which of the ``FOREIGN`` algorithms saved a model with these names; None if we or another one did."""
-    return next((by for by, name in FOREIGN.items() if name in names and names.isdisjoint(OURS)), None)
+    return next((by for by, name in FOREIGN.items() if name in names and OURS.isdisjoint(names)), None)
 
 
-def settings_of_archive(path: Any, foreign: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
-    """What a saved model went by that it does not say itself.
+def settings_of_archive(
+    path: Any,
+    foreign: Mapping[str | None, dict[str, Any]],
+    derived_from: Mapping[str, Derived],
+    given: Mapping[str, Any],
+    custom_objects: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``load()`` is to set besides what a saved model says and what is given to it.
 
     :param foreign: by :func:`saved_by`, what models of other libraries get
+    :param derived_from: arguments that follow from others unless given
+    :param given: keyword arguments of ``load()``
+    :param custom_objects: of ``load()``
     """
-    names = saved_names(path)
+    data = saved_data(path)
+    by = saved_by(data)
     # before there was the name, actions started as SB3's do
-    earlier = {} if "initial_std" in names else {"initial_std": None}
-    return {**earlier, **foreign.get(saved_by(names), {})}
+    settings = {**({} if "initial_std" in data else {"initial_std": None}), **foreign.get(by, {})}
+    if by is None and "derived_arguments" not in data:
+        settings |= _earlier_branches(data, given, custom_objects)
+    derived = {
+        name: value
+        for name, value in data.get("derived_arguments", FOREIGN_DEFAULTS.get(by, {})).items()
+        if name in derived_from and name not in {*given, *custom_objects} and data.get(name) == value
+    }
+    # what depends on something that is given now is derived anew, and all else stays as it was saved
+    anew = {
+        name: rule.unless_given
+        for name, rule in derived_from.items()
+        if name in derived and not given.keys().isdisjoint(rule.keywords)
+    }
+    return {**settings, **anew, "derived_arguments": derived}
+
+
+def _earlier_branches(
+    data: Mapping[str, Any], given: Mapping[str, Any], custom_objects: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The buffer's arguments in one of our earlier archives, with the defaults that it had."""
+    names = ("rollout_buffer_class", "rollout_buffer_kwargs")
+    if not given.keys().isdisjoint(names) or names[1] in custom_objects:
+        return {}
+    saved = json_to_data(json.dumps({name: data[name] for name in names if name in data}), dict(custom_objects))
+    buffer_class, kwargs = saved.get(names[0]), saved.get(names[1])
+    if not (isinstance(buffer_class, type) and issubclass(buffer_class, VineRolloutBuffer)):
+        return {}
+    defaults = {name: value for name, value in EARLIER_BRANCHES.items() if _has_our_default(buffer_class, name)}
+    return {names[1]: {**defaults, **(kwargs or {})}}
+
+
+def _has_our_default(buffer_class: type[VineRolloutBuffer], name: str) -> bool:
+    """Whether a buffer takes an argument, with the default of ``VineRolloutBuffer``."""
+    parameters = inspect.signature(buffer_class.__init__).parameters
+    takes_it = name in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_it and default_of(buffer_class, name) == default_of(VineRolloutBuffer, name)

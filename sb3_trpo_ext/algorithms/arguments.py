@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -31,6 +31,20 @@ KEYWORDS_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "auto": (),
 }
 """By critic."""
+
+
+class Derived(NamedTuple):
+    """An argument that follows from others, unless it is given.
+
+    :param unless_given: its default, which stands for this
+    :param keywords: of the others, those that ``load()`` may change
+    """
+
+    unless_given: Any
+    keywords: tuple[str, ...]
+
+
+CRITIC_FOLLOWS = Derived("auto", (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS))
 
 
 def averaged_dimensions(action_space: spaces.Space) -> int:
@@ -71,13 +85,11 @@ def check_rollout_size(model: OnPolicyExt) -> None:
         )
 
 
-def critic_of_keywords(model: OnPolicyExt) -> CriticChoice:
+def critic_of_keywords(given: Collection[str]) -> CriticChoice:
     """``critic="auto"`` is the fit that any of the keywords given belongs to, if there are any."""
-    if model.critic == "auto" and _given(model, _ADAM_KEYWORDS):
+    if not set(_ADAM_KEYWORDS).isdisjoint(given):
         return "adam"
-    if model.critic == "auto" and _given(model, _GAUSS_NEWTON_KEYWORDS):
-        return "gauss_newton"
-    return model.critic
+    return "auto" if set(_GAUSS_NEWTON_KEYWORDS).isdisjoint(given) else "gauss_newton"
 
 
 def critic_of_features(model: OnPolicyExt) -> CriticChoice:
@@ -128,18 +140,22 @@ def _starts_as_sb3s(policy: ActorCriticPolicy) -> bool:
 def warn_of_own_start(model: OnPolicyExt) -> None:
     """One warning where the policy's class makes it start otherwise than with the ``initial_std`` that was given."""
     policy, std = model.policy, _initial_std_in_use(model)
-    if std is not None and _given(model, ("initial_std",)) and getattr(policy, "log_std_init", None) != math.log(std):
+    if std is not None and keywords_given(model, ("initial_std",)) and getattr(policy, "log_std_init", None) != math.log(std):
         warn_user(f"{type(policy).__name__} has a start of its own and makes no use of initial_std={std!r}")
 
 
-def warn_without_effect(model: OnPolicyExt) -> None:
-    """One warning for each choice that leaves given keywords without use, naming them."""
+def warn_without_effect(model: OnPolicyExt, among: Collection[str] | None = None) -> None:
+    """One warning for each choice that leaves given keywords without use, naming them.
+
+    :param among: the keywords to look at; None: all
+    """
     for choice, keywords in model.keywords_without_effect().items():
-        unused = [f"{name}={getattr(model, name)!r}" for name in _given(model, keywords)]
+        looked_at = [name for name in keywords if among is None or name in among]
+        unused = [f"{name}={getattr(model, name)!r}" for name in keywords_given(model, looked_at)]
         if unused:
             warn_user(f"{choice} makes no use of {', '.join(unused)}")
 
 
-def _given(model: OnPolicyExt, keywords: Sequence[str]) -> list[str]:
+def keywords_given(model: OnPolicyExt, keywords: Collection[str]) -> list[str]:
     """Those that differ from their defaults."""
     return [name for name in keywords if constant_of(getattr(model, name)) != default_of(type(model), name)]

@@ -17,13 +17,16 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_trpo_ext.algorithms.archives import settings_of_archive
 from sb3_trpo_ext.algorithms.arguments import (
+    CRITIC_FOLLOWS,
     KEYWORDS_WITHOUT_EFFECT,
     CriticChoice,
+    Derived,
     check_rollout_size,
     class_of,
     critic_of_features,
     critic_of_keywords,
     initial_std_without_effect,
+    keywords_given,
     set_initial_std,
     warn_of_own_start,
     warn_without_effect,
@@ -51,6 +54,9 @@ class OnPolicyExt(Updating):
 
     foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {}
     """Attributes that a foreign archive gets when it is loaded, by :func:`~sb3_trpo_ext.algorithms.archives.saved_by`."""
+
+    derived_from: ClassVar[dict[str, Derived]] = {"critic": CRITIC_FOLLOWS}
+    """Arguments that follow from others unless given."""
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class OnPolicyExt(Updating):
         self.values_at_each_step = values_at_each_step
         self.chunk_size = chunk_size
         self.initial_std = initial_std
+        self.derived_arguments: dict[str, Any] = {}
         self.outcome_counts: dict[str, int] = {}
         self.report: StepReport | None = None
         self._seconds: dict[str, float] = {}
@@ -125,12 +132,18 @@ class OnPolicyExt(Updating):
     def _constructed(self, set_up: bool) -> None:
         """The end of every constructor: look at the arguments together, and build what they describe."""
         OnPolicyExt._check_arguments(self)
-        self.critic = critic_of_keywords(self)
+        self._derive("critic", critic_of_keywords(keywords_given(self, CRITIC_FOLLOWS.keywords)))
         warn_without_effect(self)
         if set_up:
             self._setup_model()
             warn_of_own_start(self)
         check_rollout_size(self)
+
+    def _derive(self, name: str, value: Any) -> None:
+        """Set an argument that was not given, and remember that for archives."""
+        if getattr(self, name) == self.derived_from[name].unless_given:
+            self.derived_arguments[name] = value
+            setattr(self, name, value)
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
         """Names of constructor keywords that are not used, by the choice that leaves them so."""
@@ -148,7 +161,7 @@ class OnPolicyExt(Updating):
                 make_restorable(self.env)
         super()._setup_model()
         set_initial_std(self)
-        self.critic = critic_of_features(self)
+        self._derive("critic", critic_of_features(self))
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
             self.rollout_buffer.gae_lambda = 1.0
@@ -177,14 +190,32 @@ class OnPolicyExt(Updating):
         return f"Critic: {self.critic}; acting: {self.actor_path}"
 
     @classmethod
-    def load(cls: type[SelfOnPolicyExt], path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> SelfOnPolicyExt:
+    def load(
+        cls: type[SelfOnPolicyExt],
+        path: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfOnPolicyExt:
         """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
+
+        Keyword arguments change the model. A default that depends on one of them follows it, as in the constructor,
+        unless it is given too or was given when the model was made.
 
         An archive that sb3_contrib.TRPO saved goes on as it was, as far as the algorithms are the same: KL on its
         scale, its critic fit, any improvement accepted. Of one of SB3's PPO, ``target_kl`` was the early stop, and is
         the default of ours. Keyword arguments override that.
         """
-        return super().load(path, env, *args, **{**settings_of_archive(path, cls.foreign_settings), **kwargs})
+        settings = settings_of_archive(path, cls.foreign_settings, cls.derived_from, kwargs, custom_objects or {}) | kwargs
+        if settings.get("critic") == "auto":
+            settings["critic"] = settings["derived_arguments"]["critic"] = critic_of_keywords(kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **settings)
+        warn_without_effect(model, kwargs)
+        check_rollout_size(model)
+        return model
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "report"]

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trpo_ext.algorithms.archives import SB3_CONTRIB_SETTINGS
-from sb3_trpo_ext.algorithms.arguments import averaged_dimensions
+from sb3_trpo_ext.algorithms.arguments import Derived, averaged_dimensions
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import (
     positive_interval,
@@ -34,6 +34,10 @@ class NaturalGradientExt(OnPolicyExt):
     foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {
         "sb3_contrib.TRPO": SB3_CONTRIB_SETTINGS,
         "PPO": {"target_kl": None},
+    }
+    derived_from: ClassVar[dict[str, Derived]] = {
+        **OnPolicyExt.derived_from,
+        **dict.fromkeys(("target_kl", "cg_damping"), Derived(None, ("kl_reduction",))),
     }
 
     target_kl: float | Schedule
@@ -71,10 +75,8 @@ class NaturalGradientExt(OnPolicyExt):
 
     def _setup_model(self) -> None:
         d = averaged_dimensions(self.action_space) if self.kl_reduction == "sum" else 1
-        if self.target_kl is None:
-            self.target_kl = 0.01 * d
-        if self.cg_damping is None:
-            self.cg_damping = 0.1 * d
+        self._derive("target_kl", 0.01 * d)
+        self._derive("cg_damping", 0.1 * d)
         self.target_kl = schedule_of("target_kl", self.target_kl)
         super()._setup_model()
         # an archive goes on from its radius, unless load() was given another one to start from
