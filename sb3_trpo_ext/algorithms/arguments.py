@@ -11,8 +11,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 
 from sb3_trpo_ext.checks import constant_of, default_of, warn_user
 from sb3_trpo_ext.standard_policies import has_parameters
@@ -51,6 +51,24 @@ def averaged_dimensions(action_space: spaces.Space) -> int:
     """The action dimensions over which sb3_contrib averages its KL, and the paper sums."""
     averaged = isinstance(action_space, (spaces.Box, spaces.MultiBinary))
     return get_action_dim(action_space) if averaged else 1
+
+
+class PolicyOfObservations(ActorCriticPolicy):
+    """Stands for the class that :func:`policy_of_observations` says, until the observations are known."""
+
+
+_LEAST_IMAGE = 36
+"""Height and width that SB3's ``CnnPolicy`` needs."""
+
+
+def policy_of_observations(space: spaces.Space) -> type[ActorCriticPolicy]:
+    """What ``policy="auto"`` is."""
+    if isinstance(space, spaces.Dict):
+        return MultiInputActorCriticPolicy
+    # channels are the least of the three numbers, as SB3 has it
+    if isinstance(space, spaces.Box) and is_image_space(space) and sorted(space.shape)[1] >= _LEAST_IMAGE:
+        return ActorCriticCnnPolicy
+    return ActorCriticPolicy
 
 
 def class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | None:

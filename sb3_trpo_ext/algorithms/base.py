@@ -21,12 +21,14 @@ from sb3_trpo_ext.algorithms.arguments import (
     KEYWORDS_WITHOUT_EFFECT,
     CriticChoice,
     Derived,
+    PolicyOfObservations,
     check_rollout_size,
     class_of,
     critic_of_features,
     critic_of_keywords,
     initial_std_without_effect,
     keywords_given,
+    policy_of_observations,
     set_initial_std,
     warn_of_own_start,
     warn_without_effect,
@@ -50,6 +52,7 @@ class OnPolicyExt(Updating):
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
+        "auto": PolicyOfObservations,
     }
 
     foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {}
@@ -154,6 +157,8 @@ class OnPolicyExt(Updating):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        if self.policy_class is PolicyOfObservations:
+            self.policy_class = policy_of_observations(self.observation_space)
         self.rollout_buffer_class = class_of(self.rollout_buffer_class)
         if self._branches_out:
             require("use_sde", self.use_sde, not self.use_sde, "False with VineRolloutBuffer: branches draw their own noise")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
@@ -15,6 +16,7 @@ import rl_zoo3
 import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -219,6 +221,42 @@ def test_vine_through_the_zoo(tmp_path):
     assert "branch_steps" in output and "Eval num_timesteps" in output
     model = TRPOExt.load(tmp_path / "logs/trpo_ext/CartPole-v1_1/CartPole-v1.zip", device="cpu")
     assert model.num_timesteps > 512 * model._n_updates > 0
+
+
+def image(*shape):
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+OBSERVATIONS = {
+    "Dict": (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)}), MultiInputActorCriticPolicy),
+    "image": (image(36, 40, 3), ActorCriticCnnPolicy),
+    "channels first": (image(1, 36, 36), ActorCriticCnnPolicy),
+    "small image": (image(7, 7, 3), ActorCriticPolicy),
+    "grid": (spaces.Box(-1, 1, (40, 40, 3)), ActorCriticPolicy),
+    "vector": (spaces.Box(-10, 10, (3,)), ActorCriticPolicy),
+    "Discrete": (spaces.Discrete(4), ActorCriticPolicy),
+}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"), [*[("trpo_ext", kind) for kind in OBSERVATIONS], ("npg_ext", "Dict"), ("kl_ppo_ext", "Dict")]
+)
+def test_an_environment_without_an_entry_gets_the_policy_of_its_observations(tmp_path, monkeypatch, algorithm, kind):
+    space, policy = OBSERVATIONS[kind]
+    register()
+    spec = gym.envs.registration.EnvSpec("Unlisted-v0", entry_point=f"{Walk.__module__}:Walk", max_episode_steps=20)
+    monkeypatch.setitem(gym.envs.registry, spec.id, spec)
+    monkeypatch.setattr(Walk, "metadata", {"render_modes": []})
+    options = dict(eval_freq=-1, config=str(config_path(algorithm)), device="cpu", verbose=0)
+    given = dict(env_kwargs=dict(observation_space=space), hyperparams=dict(n_steps=32, batch_size=32))
+    manager = ExperimentManager(None, algorithm, spec.id, str(tmp_path), **options, **given)
+    monkeypatch.setattr(manager, "_save_config", lambda saved: None)  # it needs the arguments of a command line
+    model, _ = manager.setup_experiment()
+    assert model.policy_class is type(model.policy) is policy
+    assert model.learn(32).num_timesteps == 32
+    model.env.close()
+    model.save(tmp_path / "model")
+    assert ALGORITHMS[algorithm].load(tmp_path / "model", device="cpu").policy_class is policy
 
 
 def test_an_algorithm_that_is_not_ours_has_no_file():
