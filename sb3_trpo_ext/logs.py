@@ -44,14 +44,16 @@ def as_log(entries: Iterable[Entry]) -> Log:
             offset = last
         now = offset + step
         if now < last:
-            for key, logged in points.items():
-                points[key] = [point for point in logged if point[0] < now]
+            # steps only rise in what is kept, so that all that goes is at the end
+            for logged in points.values():
+                while logged and logged[-1][0] >= now:
+                    logged.pop()
             # the entry before is gone, and how far it was with it
             last = now
         longest, last = max(longest, now - last), now
         for key, value in values.items():
             points[key].append((now, value))
-    return {key: Series(*np.array(pairs, dtype=float).T) for key, pairs in points.items()}
+    return {key: Series(*np.array(pairs, dtype=float).T) for key, pairs in points.items() if pairs}
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

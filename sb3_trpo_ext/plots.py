@@ -194,10 +194,10 @@ def draw_training(folder: Path, picture: Path) -> None:
 class _Recorder(KVWriter):
     """An output of SB3's logger that keeps what is logged."""
 
-    def __init__(self) -> None:
+    def __init__(self, after_write: Callable[[], None]) -> None:
         self.entries: list[Entry] = []
         self.writes = 0
-        self.after_write: Callable[[], None] = lambda: None
+        self.after_write = after_write
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         self.entries.append((step, numbers_of(key_values)))
@@ -211,6 +211,8 @@ class _Recorder(KVWriter):
 class TrainingPage(BaseCallback):
     """Writes the page of :mod:`sb3_trpo_ext.plots` while training goes on, and at its end.
 
+    A pickle or a deep copy has what was logged so far, and no model until it is given to a training.
+
     :param picture: the file to write
     :param every: how many times SB3's logger writes (once an iteration by default) between two pages
     :raises ValueError: for an ``every`` below 1, or a file name that does not end as a picture's
@@ -222,10 +224,17 @@ class TrainingPage(BaseCallback):
         self.picture = Path(picture)
         require_picture(self.picture)
         self.every = every
-        self._recorder = _Recorder()
+        self._recorder = _Recorder(self._write_when_due)
+        self._algorithm = "no training yet"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a model in training has loggers with open files
+        of_a_training = {"model", "parent", "locals", "globals"}
+        own = {name: value for name, value in vars(self).items() if name not in of_a_training}
+        return {**own, "parent": None, "locals": {}, "globals": {}}
 
     def _on_training_start(self) -> None:
-        self._recorder.after_write = self._write_when_due
+        self._algorithm = type(self.model).__name__
         # it is there already where the last training was interrupted
         if self._recorder not in self.logger.output_formats:
             self.logger.output_formats.append(self._recorder)
@@ -252,7 +261,7 @@ class TrainingPage(BaseCallback):
 
     def write(self) -> None:
         """Write the page of what has been logged so far."""
-        title = f"{type(self.model).__name__}, {self.num_timesteps:,} steps"
+        title = f"{self._algorithm}, {self.num_timesteps:,} steps"
         save_page({title: [as_log(self._recorder.entries)]}, self.picture)
 
 

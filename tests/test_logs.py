@@ -1,7 +1,9 @@
+import time
+
 import numpy as np
 import pytest
 
-from sb3_trpo_ext.logs import Series, across_runs, read_progress, read_runs, read_tensorboard
+from sb3_trpo_ext.logs import Series, across_runs, as_log, read_progress, read_runs, read_tensorboard
 
 HEADER = "time/total_timesteps,rollout/ep_rew_mean,train/loss,note\n"
 
@@ -68,3 +70,19 @@ def test_timesteps_that_are_counted_anew_go_on(tmp_path):
     np.testing.assert_array_equal(log["rollout/ep_rew_mean"], [[64, 128, 128, 192, 256], [1, 2, 3, 4, 5]])
     # what is logged more seldom is moved by as much
     np.testing.assert_array_equal(log["train/loss"], [[128, 256], [0.5, 0.25]])
+
+
+def test_what_was_logged_only_after_the_checkpoint_is_gone_as_a_whole():
+    log = as_log([(64, {"a": 1.0}), (128, {"a": 2.0, "b": 3.0}), (96, {"a": 4.0})])
+    assert {key: values.values.tolist() for key, values in log.items()} == {"a": [1.0, 4.0]}
+
+
+def test_a_thousand_checkpoints_take_no_longer_than_their_entries():
+    keys = [f"key {n}" for n in range(20)]
+    # each goes on from two entries before the last
+    entries = [(8 * part + n, dict.fromkeys(keys, float(part))) for part in range(1000) for n in range(10)]
+    started = time.process_time()
+    log = as_log(entries)
+    assert time.process_time() - started < 1.5  # 3.6 when all points were looked through each time
+    assert set(log) == set(keys) and log["key 0"].steps.tolist() == [*range(8002)]
+    assert log["key 19"].values.tolist() == [*np.repeat(range(1000), 8), 999.0, 999.0]

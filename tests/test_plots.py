@@ -1,5 +1,7 @@
 """The page is drawn from what real runs logged, whichever way they logged it."""
 
+import copy
+import pickle
 import re
 import shutil
 import sys
@@ -139,6 +141,40 @@ def test_the_page_while_training(tmp_path, monkeypatch):
     model = train(tmp_path, ["csv"], callback=TrainingPage(tmp_path / "page.png", every=2))
     assert pages == [128, 256, 256]
     assert len(model.logger.output_formats) == 1
+
+
+def pickled(page):
+    return pickle.loads(pickle.dumps(page))
+
+
+@pytest.mark.parametrize("again", [pickled, copy.deepcopy], ids=["pickle", "copy"])
+def test_a_page_that_was_pickled_is_used_as_any_other(tmp_path, monkeypatch, again):
+    drawn = []
+    monkeypatch.setattr("sb3_trpo_ext.plots.save_page", lambda groups, picture: drawn.append((groups, picture)))
+    page = again(TrainingPage(tmp_path / "page.png", every=2))
+    train(tmp_path, ["csv"], callback=page)
+    assert [(*groups, picture) for groups, picture in drawn] == [
+        (f"TRPOExt, {steps} steps", tmp_path / "page.png") for steps in (128, 256, 256)
+    ]
+    # and after a training: it has what was logged, can write it, and goes on from there
+    other = again(page)
+    other.write()
+    (title, (log,)), = drawn[-1][0].items()  # fmt: skip
+    assert title == "TRPOExt, 256 steps" and log["time/iterations"].values.tolist() == [1, 2, 3, 4]
+    train(tmp_path, [], callback=other)
+    ((log,),) = drawn[-1][0].values()
+    assert log["time/iterations"].values.tolist() == [1, 2, 3, 4] * 2
+    page.write()
+    assert len(next(iter(drawn[-1][0].values()))[0]["time/iterations"].values) == 4
+
+
+def test_a_page_can_be_pickled_in_the_middle_of_a_training(tmp_path, monkeypatch):
+    others = []
+    monkeypatch.setattr(TrainingPage, "write", lambda self: others.append(pickled(self)))
+    page = TrainingPage(tmp_path / "page.png", every=4)
+    model = train(tmp_path, ["csv"], callback=page)
+    assert page.model is model and page.locals
+    assert not hasattr(others[0], "model") and others[0].locals == {} and others[0].num_timesteps == 256
 
 
 def test_training_goes_on_after_an_interrupt(tmp_path, monkeypatch):
