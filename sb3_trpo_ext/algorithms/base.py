@@ -36,6 +36,7 @@ from sb3_trpo_ext.algorithms.arguments import (
 from sb3_trpo_ext.algorithms.updating import Updating
 from sb3_trpo_ext.checks import require, require_choice, require_count, require_real
 from sb3_trpo_ext.sampling.vine import make_restorable
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.steps import StepReport
 
 SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
@@ -170,6 +171,8 @@ class OnPolicyExt(Updating):
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
             self.rollout_buffer.gae_lambda = 1.0
+            if isinstance(self.rollout_buffer, VineRolloutBuffer):
+                self.rollout_buffer.without_values()
         if self.verbose >= 1:
             print(self._describe())
 

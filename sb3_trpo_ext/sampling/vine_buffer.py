@@ -19,6 +19,9 @@ from sb3_trpo_ext.checks import require, require_choice, require_count
 from sb3_trpo_ext.objectives import AllActionsSurrogate, Objective, SelfNormalizedSurrogate, center_q_values
 from sb3_trpo_ext.sampling.proposals import MOST_ENUMERATED, FirstActions, Proposal, choices_of
 
+_WITH_VALUES, _WITHOUT_VALUES = 10, 100
+"""Steps of a branch unless given: with V for what comes after them, and without."""
+
 
 class VineSamples(NamedTuple):
     """SB3's samples, and which transitions of the buffer they are."""
@@ -83,7 +86,7 @@ class VineRolloutBuffer(RolloutBuffer):
 
     :param n_rollout_states: N, at most ``buffer_size * n_envs``; None: a quarter of these states
     :param n_branch_actions: K; ``"all"`` takes every action of a small, finite space
-    :param branch_length: the most steps of a branch
+    :param branch_length: the most steps of a branch; None: 10, or 100 where nothing goes on with V after them
     :param proposal: q, from which K first actions are drawn: ``"policy"`` is π_old, ``"uniform"`` is uniform in each
         dimension of a finite space; ``"auto"`` is π_old for Box and uniform otherwise, as in the paper. Nothing is drawn,
         and nothing else taken, with ``n_branch_actions="all"``
@@ -114,7 +117,7 @@ class VineRolloutBuffer(RolloutBuffer):
         *,
         n_rollout_states: int | None = None,
         n_branch_actions: int | Literal["all"] = 4,
-        branch_length: int = 10,
+        branch_length: int | None = None,
         proposal: Proposal = "auto",
         common_random_numbers: bool = True,
         branch_bootstrap: bool = True,
@@ -122,6 +125,9 @@ class VineRolloutBuffer(RolloutBuffer):
         self.branches: Branches | None = None
         self.n_rollout_states = max(1, buffer_size * n_envs // 4) if n_rollout_states is None else n_rollout_states
         self.n_branch_actions = n_branch_actions
+        self._length_is_given = branch_length is not None
+        if branch_length is None:
+            branch_length = _WITH_VALUES if branch_bootstrap else _WITHOUT_VALUES
         self.branch_length = branch_length
         self.proposal = proposal
         self.common_random_numbers = common_random_numbers
@@ -161,6 +167,11 @@ class VineRolloutBuffer(RolloutBuffer):
         require("n_branch_actions", self.n_branch_actions, self.n_branch_actions >= 2, expected)  # type: ignore[operator]
         expected = f"'auto' or 'policy' for {space}, where a uniform density would leave out actions that the policy takes"
         require("proposal", self.proposal, is_finite or self.proposal != "uniform", expected)
+
+    def without_values(self) -> None:
+        """Let branches be as if they did not go on with V, which is 0."""
+        if not self._length_is_given:
+            self.branch_length = _WITHOUT_VALUES
 
     @property
     def is_enumerated(self) -> bool:

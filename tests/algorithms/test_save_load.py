@@ -228,6 +228,17 @@ def test_the_defaults_of_sb3_contrib_follow_their_scale_too(again):
     assert region(again(given, TRPOExt, kl_reduction="sum")) == ("sum", 0.02, 0.1 * D)
 
 
+def test_sb3_contrib_reads_our_numbers_on_its_scale(again):
+    # as the table for those who come from there says
+    def region(model):
+        return model.target_kl, model.cg_damping
+
+    summed, averaged = (TRPOExt("MlpPolicy", six(), kl_reduction=reduction, **FAST) for reduction in ("sum", "mean"))
+    theirs = region(TRPO("MlpPolicy", six(), n_steps=128, device="cpu"))
+    assert region(again(averaged, TRPO)) == theirs
+    assert region(again(summed, TRPO)) == tuple(D * value for value in theirs)
+
+
 def test_the_critic_follows_keywords_given_to_load_as_in_the_constructor(again):
     model = TRPOExt("MlpPolicy", six(), **FAST)
     assert (model.critic, again(model).critic) == ("gauss_newton", "gauss_newton")

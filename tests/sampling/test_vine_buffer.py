@@ -7,12 +7,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer
 
-from sb3_trpo_ext import VineRolloutBuffer
+from sb3_trpo_ext import TRPOExt, VineRolloutBuffer
 from sb3_trpo_ext.objectives import AllActionsSurrogate, SelfNormalizedSurrogate
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
 from sb3_trpo_ext.sampling.proposals import FirstActions
 from sb3_trpo_ext.sampling.vine_buffer import Branches, vine_surrogate
 from tests.cases import ACTION_SPACES
+from tests.envs import Walk, limited
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,))
 DICT = spaces.Dict({"a": OBSERVATIONS, "b": spaces.Discrete(3)})
@@ -51,7 +52,23 @@ def test_the_rollout_set_is_a_quarter_of_the_trunk_unless_given(n_steps, n_envs,
         return VineRolloutBuffer(n_steps, OBSERVATIONS, ACTION_SPACES["box"], device="cpu", n_envs=n_envs, **arguments)
 
     assert made().n_rollout_states == made(n_rollout_states=None).n_rollout_states == expected
-    assert made(n_rollout_states=1).n_rollout_states == 1 and made().branch_length == 10
+    assert made(n_rollout_states=1).n_rollout_states == 1
+
+
+@pytest.mark.parametrize(
+    ("expected", "critic", "given"),
+    [
+        (10, "gauss_newton", {}),
+        (100, "gauss_newton", dict(branch_bootstrap=False)),
+        (100, "none", {}),
+        (7, "gauss_newton", dict(branch_length=7, branch_bootstrap=False)),
+        (7, "none", dict(branch_length=7)),
+    ],
+)
+def test_branches_are_short_where_they_go_on_with_values_unless_given(expected, critic, given):
+    arguments = dict(n_steps=4, critic=critic, device="cpu")
+    vine = dict(rollout_buffer_class=VineRolloutBuffer, rollout_buffer_kwargs=given)
+    assert TRPOExt("MlpPolicy", limited(Walk()), **arguments, **vine).rollout_buffer.branch_length == expected
 
 
 def test_an_action_set_that_is_not_small_cannot_be_enumerated():
