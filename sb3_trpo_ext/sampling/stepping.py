@@ -2,7 +2,7 @@
 
 Of a rollout step through ``VecNormalize(DummyVecEnv)`` on MuJoCo, about a quarter goes into deep copies of dictionaries
 of numbers and into NumPy's general-purpose means and variances of a few rows. Whatever is not exactly one of these two
-classes, with the methods that they came with, is stepped by its own.
+classes, with the methods that SB3 came with, is stepped by its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from sb3_trpo_ext.originals import is_original
+
 Stepped = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]
 """Observations, rewards (E,), dones (E,), infos."""
 
@@ -24,19 +26,28 @@ _EXACT = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class _Methods:
-    """Of a class, those that are done here in their place, as the class came with them."""
+    """Of a class, those that are done here in their place."""
 
-    def __init__(self, cls: type, *names: str) -> None:
+    def __init__(self, *names: str) -> None:
         self.names = names
-        self.get = attrgetter(*names)
-        self.as_they_came = self.get(cls)
+        self._get = attrgetter(*names)
+        self._known: Any = None
+
+    def are_original(self, cls: type) -> bool:
+        """Whether they are SB3's own; by identity with those that were looked at last, as this is asked at each step."""
+        methods = self._get(cls)
+        if methods != self._known:
+            if not all(map(is_original, methods)):
+                return False
+            self._known = methods
+        return True
 
 
 _STEPPING = ("step", "step_async", "step_wait")
 _REPLACED = {
-    DummyVecEnv: _Methods(DummyVecEnv, *_STEPPING, "_obs_from_buf"),
-    VecNormalize: _Methods(VecNormalize, *_STEPPING, "normalize_obs", "_normalize_obs", "_update_reward"),
-    RunningMeanStd: _Methods(RunningMeanStd, "update", "update_from_moments"),
+    DummyVecEnv: _Methods(*_STEPPING, "_obs_from_buf"),
+    VecNormalize: _Methods(*_STEPPING, "normalize_obs", "_normalize_obs", "_update_reward"),
+    RunningMeanStd: _Methods("update", "update_from_moments"),
 }
 
 
@@ -61,9 +72,7 @@ def _is_as_it_came(thing: Any) -> bool:
     """Whether this is exactly one of the classes above, none of the methods patched; asked anew at each step."""
     cls = type(thing)
     methods = _REPLACED.get(cls)
-    return (
-        methods is not None and vars(thing).keys().isdisjoint(methods.names) and bool(methods.get(cls) == methods.as_they_came)
-    )
+    return methods is not None and vars(thing).keys().isdisjoint(methods.names) and methods.are_original(cls)
 
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> Stepped:

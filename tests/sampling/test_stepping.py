@@ -7,7 +7,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage
 
-from sb3_trpo_ext.sampling.stepping import _update, step
+from sb3_trpo_ext import originals
+from sb3_trpo_ext.sampling.stepping import _REPLACED, _update, step
 from tests.envs import Walk, limited
 
 STATISTICS = ("mean", "var", "count")
@@ -108,6 +109,32 @@ def test_mutable_contents_of_infos_are_copied_once():
     assert all(info["shared"] is info["again"] for info in infos)
 
 
+class Ending(Walk):
+    """Ends in every way there is, one after the other."""
+
+    ends = ((True, True), (True, False), (False, True), (False, False), (np.True_, np.True_), (np.False_, np.True_))
+    steps = 0
+
+    def step(self, action):
+        obs, reward, _, _, info = super().step(action)
+        self.steps += 1
+        return obs, reward, *self.ends[self.steps % len(self.ends)], info
+
+
+def test_an_end_is_the_time_limits_only_if_nothing_else_ended_it():
+    ours, theirs = (DummyVecEnv([Ending]) for _ in range(2))
+    seen = []
+    for env in (ours, theirs):
+        env.seed(0)
+        env.reset()
+    for _ in range(2 * len(Ending.ends)):
+        actions = np.zeros((1, 2), dtype=np.float32)
+        found, expected = step(ours, actions), theirs.step(actions)
+        assert_same(found, expected)
+        seen.append((bool(found[2][0]), bool(found[3][0]["TimeLimit.truncated"])))
+    assert seen[:6] == [(True, False), (True, True), (False, False), (True, False), (True, True), (True, False)]
+
+
 def test_images_keep_the_order_in_which_their_numbers_lie():
     # channels last, seen as channels first; spaces sample, so each has its own
     def images():
@@ -175,6 +202,31 @@ def test_a_method_that_was_patched_is_called_at_the_very_next_step(monkeypatch, 
     if name in ("step_async", "step_wait"):
         assert calls(monkeypatch, env, env.venv if on_instance else DummyVecEnv, name) == 1
     assert calls(monkeypatch, env, env.obs_rms if on_instance else RunningMeanStd, "update") == (1 if on_instance else 2)
+
+
+@pytest.mark.parametrize(
+    "cls, name", [(DummyVecEnv, "step_wait"), (VecNormalize, "_update_reward"), (RunningMeanStd, "update")]
+)
+def test_a_method_that_was_patched_before_anything_was_known_of_it_is_called(monkeypatch, cls, name):
+    monkeypatch.setattr(_REPLACED[cls], "_known", None)
+    env = VecNormalize(DummyVecEnv([Walk] * 2))
+    env.reset()
+    assert calls(monkeypatch, env, cls, name) >= 1
+    step(env, np.zeros((2, 2), dtype=np.float32))
+    assert _REPLACED[cls]._known is not None, "SB3's own again, and taken for it"
+
+
+def test_the_methods_of_an_sb3_that_was_not_read_are_called(monkeypatch):
+    env, name = DummyVecEnv([Walk] * 2), "vec_env.dummy_vec_env.DummyVecEnv.step_wait"
+    env.reset()
+    monkeypatch.setattr(_REPLACED[DummyVecEnv], "_known", None)
+    monkeypatch.setitem(originals.KNOWN, name, "of another version")
+    originals._is_known.cache_clear()
+    stepped = []
+    monkeypatch.setattr("sb3_trpo_ext.sampling.stepping._step_dummy", lambda *args: stepped.append(args))
+    step(env, np.zeros((2, 2), dtype=np.float32))
+    originals._is_known.cache_clear()
+    assert not stepped
 
 
 def test_environments_that_are_exchanged_on_the_way_are_stepped(monkeypatch):
