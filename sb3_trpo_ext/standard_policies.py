@@ -26,14 +26,21 @@ from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.observations import Indexed, Rows, entries_per_state, length, take
+from sb3_trpo_ext.originals import differs_from_sb3, is_original
 
-_CALLED_BY_SB3 = ("forward", "predict_values", "evaluate_actions", "get_distribution", "extract_features")
-"""Policy methods that SB3's own loops call; whoever overrides one expects to be called.
+_ACTING = ("forward", "extract_features")
+"""Policy methods that SB3's own loop acts by.
 
-The last is called by ``forward``, while ``get_distribution`` and ``predict_values`` go round an override.
+The second is called by the first, while ``get_distribution`` and ``predict_values`` go round a replacement.
 """
 
-_BEHIND_THE_OUTPUTS = ("preprocess_obs", "_get_action_dist_from_latent", "obs_to_tensor")
+_EVALUATING = (*_ACTING, "evaluate_actions")
+"""Policy methods that give log-probabilities to SB3's own loops."""
+
+_CALLED_BY_SB3 = (*_EVALUATING, "predict_values")
+"""Policy methods that SB3's own loops call; whoever replaces one expects to be called."""
+
+_BEHIND_THE_OUTPUTS = ("get_distribution", "_get_action_dist_from_latent", "obs_to_tensor")
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,10 @@ class MlpActor:
 
 
 def overrides(instance: object, base: type, names: Iterable[str]) -> bool:
-    """Whether the class of ``instance``, or ``instance`` itself, replaces any of these methods of ``base``."""
+    """Whether the class of ``instance``, or ``instance`` itself, replaces any of these methods of our own ``base``.
+
+    Of SB3's classes, :func:`~sb3_trpo_ext.originals.differs_from_sb3` says it.
+    """
     return any(
         name in getattr(instance, "__dict__", {}) or getattr(type(instance), name, None) is not getattr(base, name, None)
         for name in names
@@ -67,7 +77,17 @@ def units(module: nn.Module) -> int:
 
 def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
     """Whether a policy expects to be called as SB3's own loops would, having replaced what they call."""
-    return overrides(policy, ActorCriticPolicy, _CALLED_BY_SB3) or has_hooks(policy)
+    return differs_from_sb3(policy, _CALLED_BY_SB3) or has_hooks(policy)
+
+
+def evaluates_by_itself(policy: ActorCriticPolicy) -> bool:
+    """Whether a policy may act, or evaluate actions, by another distribution than ``get_distribution`` makes."""
+    return differs_from_sb3(policy, _EVALUATING) or has_hooks(policy)
+
+
+def acts_by_get_distribution(policy: ActorCriticPolicy) -> bool:
+    """Whether a policy has replaced ``get_distribution``, and has no other way of acting that SB3's loop would ask."""
+    return differs_from_sb3(policy, ("get_distribution",)) and not differs_from_sb3(policy, _ACTING) and not has_hooks(policy)
 
 
 def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
@@ -79,6 +99,8 @@ def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
     if network is None or has_parameters(policy.pi_features_extractor):
         return None
     distribution = policy.action_dist
+    if differs_from_sb3(distribution, ("proba_distribution",)):
+        return None
     if type(distribution) is DiagGaussianDistribution:
         log_std = policy.log_std
         return MlpActor(network, log_std, distribution) if isinstance(log_std, nn.Parameter) else None
@@ -127,11 +149,16 @@ def fixed_features(
     return th.cat([features_of(rows) for rows in chunks_of(n_states, chunk_size)])
 
 
+def _extracts_like_sb3(policy: ActorCriticPolicy) -> bool:
+    """Whether what ``get_distribution`` and ``predict_values`` call, going round ``extract_features``, is SB3's own."""
+    return is_original(getattr(super(ActorCriticPolicy, policy).extract_features, "__func__", None))
+
+
 def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:
-    if calls_like_sb3(policy) or overrides(policy, ActorCriticPolicy, _BEHIND_THE_OUTPUTS):
+    if calls_like_sb3(policy) or differs_from_sb3(policy, _BEHIND_THE_OUTPUTS) or not _extracts_like_sb3(policy):
         return None
     mlp = getattr(policy, "mlp_extractor", None)
-    if type(mlp) is not MlpExtractor or overrides(mlp, MlpExtractor, ("forward", forward)):
+    if type(mlp) is not MlpExtractor or differs_from_sb3(mlp, ("forward", forward)):
         return None
     if any(has_hooks(module) for module in (mlp, policy.pi_features_extractor, policy.vf_features_extractor)):
         return None

@@ -15,12 +15,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common import policies
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_trpo_ext.originals import differs_from_sb3, is_original
+from sb3_trpo_ext.sampling.choices import Checks, Choices
 from sb3_trpo_ext.sampling.heads import head_of
 from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
@@ -39,6 +43,8 @@ class Acted(NamedTuple):
     actions: np.ndarray
     values: th.Tensor | None = None
     log_probs: th.Tensor | None = None
+    states: PyTorchObs | None = None
+    """The observations as the policy saw them."""
 
 
 class Actor(Protocol):
@@ -110,8 +116,9 @@ class NumpyActor:
         self._inputs = np.empty((n_envs, n_inputs), dtype=self._layers[0][0].dtype)
         self._std = None if actor.log_std is None else actor.log_std.detach().exp().cpu().numpy()
         self._n_envs = n_envs
-        shape = action_space.shape or ()
-        self._action_shape = (n_envs, *shape) if len(shape) > 1 else None
+        # others have it already
+        is_other = isinstance(action_space, spaces.Box) and len(action_space.shape) != 1
+        self._action_shape = (n_envs, *action_space.shape) if is_other else None  # type: ignore[misc]
         self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
@@ -169,6 +176,7 @@ class TorchActor:
         self._policy = policy
         self._n_envs = n_envs
         self._head = head_of(policy.action_dist)
+        self._check = Checks(policy.observation_space)
         self._noise = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
@@ -179,12 +187,17 @@ class TorchActor:
 
     @th.no_grad()
     def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
-        distribution = self._distribution_of(obs_as_tensor(usable(observation), self._policy.device))
-        return self._shaped(self._draw(distribution, noise))
+        return self._shaped(self._draw(self._distribution_of(self._seen(observation)), noise))
+
+    def _seen(self, observation: Observation) -> PyTorchObs:
+        observation = usable(observation)
+        self._check(observation)
+        return obs_as_tensor(observation, self._policy.device)
 
     def _draw(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
-        if self._head is not None and type(distribution) is type(self._policy.action_dist):
-            return self._head.act_from(distribution, noise)
+        head = self._head if type(distribution) is type(self._policy.action_dist) else None
+        if head is not None and head.draws(distribution):
+            return head.act_from(distribution, noise)
         return distribution.get_actions().cpu().numpy()
 
     def _shaped(self, actions: np.ndarray) -> np.ndarray:
@@ -192,38 +205,50 @@ class TorchActor:
 
     @th.no_grad()
     def act(self, observation: Observation, step: int) -> Acted:
-        states = obs_as_tensor(usable(observation), self._policy.device)
+        states = self._seen(observation)
         distribution = self._distribution_of(states)
         actions = self._draw(distribution, self._noise[step])
         shaped = self._shaped(actions)
         if self._values_of is None:
-            return Acted(shaped)
+            return Acted(shaped, states=states)
         log_probs = distribution.log_prob(th.as_tensor(actions, device=self._policy.device))
-        return Acted(shaped, self._values_of(states), log_probs)
+        return Acted(shaped, self._values_of(states), log_probs, states)
 
 
 class SB3Actor:
-    """``policy(obs)``, as SB3's own loop calls it: values and log-probabilities are known at each step."""
+    """``policy(obs)``, as SB3's own loop calls it: values and log-probabilities are known at each step.
+
+    :param values_of: observations (E, ·) ↦ V(s), (E, 1), where that is another V than the one ``policy(obs)`` gives
+    """
 
     path = "sb3"
     knows_values = True
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, values_of: Callable[[Any], th.Tensor] | None = None) -> None:
         self._policy = policy
+        self._values_of = values_of
+        self._check = Checks(policy.observation_space)
 
     def prepare(self, n_steps: int) -> None:
         pass
 
     @th.no_grad()
     def act(self, observation: Observation, step: int) -> Acted:
-        actions, values, log_probs = self._policy(obs_as_tensor(usable(observation), self._policy.device))
-        return Acted(actions.cpu().numpy(), values, log_probs)
+        observation = usable(observation)
+        self._check(observation)
+        states = obs_as_tensor(observation, self._policy.device)
+        actions, values, log_probs = self._policy(states)
+        if self._values_of is not None:
+            values = self._values_of(states)
+        return Acted(actions.cpu().numpy(), values, log_probs, states)
 
 
 def acts_on_vectors(policy: ActorCriticPolicy) -> bool:
     """Whether SB3's preprocessing of this observation space is a cast or a one-hot encoding, then flattened."""
-    space = policy.observation_space
-    if type(policy.pi_features_extractor) is not FlattenExtractor:
+    space, extractor = policy.observation_space, policy.pi_features_extractor
+    if type(extractor) is not FlattenExtractor or differs_from_sb3(extractor, ("forward",)):
+        return False
+    if not is_original(policies.preprocess_obs):
         return False
     if isinstance(space, spaces.Box):
         return not (policy.normalize_images and is_image_space(space))
@@ -233,7 +258,7 @@ def acts_on_vectors(policy: ActorCriticPolicy) -> bool:
 def numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> NumpyActor | None:
     """The fast actor for this policy, or None if the policy is not one that it stands for."""
     actor = mlp_actor(policy)
-    if actor is None or not acts_on_vectors(policy):
+    if actor is None or head_of(actor.distribution) is None or not acts_on_vectors(policy):
         return None
     if any(layer.activation is not None and type(layer.activation) not in NUMPY_ACTIVATIONS for layer in actor.network.layers):
         return None
@@ -243,12 +268,12 @@ def numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> NumpyActor | None:
 def _encoder(space: spaces.Space) -> Callable[[np.ndarray, np.ndarray], None]:
     """Writes observations (E, ·) as network inputs (E, in): SB3's preprocessing, flattened."""
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.reshape(-1)
-        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+        choices = Choices(space)
+        offsets = np.cumsum(choices.sizes) - choices.sizes
 
         def one_hot(observation: np.ndarray, inputs: np.ndarray) -> None:
             inputs.fill(0.0)
-            np.put_along_axis(inputs, observation.reshape(len(inputs), -1) + offsets, 1.0, axis=1)
+            np.put_along_axis(inputs, choices.rows(observation) + offsets, 1.0, axis=1)
 
         return one_hot
 

@@ -6,9 +6,9 @@ from itertools import accumulate
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo_ext.standard_policies import overrides
+from sb3_trpo_ext.originals import differs_from_sb3
 
 
 def generalized_advantages(
@@ -44,14 +44,12 @@ def generalized_advantages(
 
 def adds_like_sb3(buffer: RolloutBuffer) -> bool:
     """Whether ``add`` is SB3's own, so that writing the arrays directly is the same."""
-    base = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
-    return not overrides(buffer, base, ("add",))
+    return not differs_from_sb3(buffer, ("add",))
 
 
 def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
-    """Advantages and returns of a full buffer; by the buffer's own method if its class has one."""
-    base = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
-    if overrides(buffer, base, ("compute_returns_and_advantage",)):
+    """Advantages and returns of a full buffer; by the buffer's own method if it has one."""
+    if differs_from_sb3(buffer, ("compute_returns_and_advantage",)):
         buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         return
     buffer.advantages = generalized_advantages(

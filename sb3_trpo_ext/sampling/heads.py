@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -14,8 +14,12 @@ from stable_baselines3.common.distributions import (
     Distribution,
     MultiCategoricalDistribution,
 )
+from torch.distributions import Bernoulli, Categorical, Normal
 
 from sb3_trpo_ext.distributions import ParametricFamily, family_of
+from sb3_trpo_ext.originals import differs_from_sb3
+
+_DRAWING = ("get_actions", "sample")
 
 
 class Head(ABC):
@@ -23,6 +27,9 @@ class Head(ABC):
 
     :param width: numbers in an output
     """
+
+    kind: ClassVar[type]
+    """What one of SB3's distributions wraps, or a list of them."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -35,6 +42,12 @@ class Head(ABC):
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Actions (E, ·) from outputs and noise, both (E, width)."""
 
+    def draws(self, distribution: Distribution) -> bool:
+        """Whether this is the way of a distribution of the class that the head was made for, whatever was put into it."""
+        wrapped: Any = distribution.distribution
+        parts = wrapped if isinstance(wrapped, list) else [wrapped]
+        return all(type(part) is self.kind for part in parts) and vars(distribution).keys().isdisjoint(_DRAWING)
+
     def act_from(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
         """The same, the outputs being those behind a distribution."""
         family = family_of(distribution)
@@ -44,6 +57,8 @@ class Head(ABC):
 
 class GaussianHead(Head):
     """mean + σ ε; :meth:`act` takes the noise scaled by σ."""
+
+    kind = Normal
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         return th.randn(shape, generator=generator).numpy()
@@ -57,6 +72,8 @@ class GaussianHead(Head):
 
 class CategoricalHead(Head):
     """argmax(logits + Gumbel noise) is a draw from softmax(logits); one for each block of logits."""
+
+    kind = Categorical
 
     def __init__(self, sizes: list[int], flat: bool) -> None:
         super().__init__(sum(sizes))
@@ -78,6 +95,8 @@ class CategoricalHead(Head):
 class BernoulliHead(Head):
     """logit + logistic noise > 0 is a draw from Bernoulli(sigmoid(logit))."""
 
+    kind = Bernoulli
+
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         return th.logit(th.rand(shape, generator=generator), eps=th.finfo(th.float32).eps).numpy()
 
@@ -87,6 +106,8 @@ class BernoulliHead(Head):
 
 def head_of(distribution: Distribution) -> Head | None:
     """The head for one of SB3's own distributions on independent noise, or None."""
+    if differs_from_sb3(distribution, _DRAWING):
+        return None
     if type(distribution) is DiagGaussianDistribution:
         return GaussianHead(distribution.action_dim)
     if type(distribution) is CategoricalDistribution:

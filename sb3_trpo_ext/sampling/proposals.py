@@ -87,6 +87,8 @@ def policy_actions(
     :param is_finite: whether an action can be drawn twice
     """
     head = head_of(distribution)
+    if head is not None and not head.draws(distribution):
+        head = None
     drawn = []
     for _ in range(n_actions):
         if head is None:

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from torch import nn
 
 from sb3_trpo_ext.distributions import family_of
-from sb3_trpo_ext.sampling.actor import TorchActor, numpy_actor, usable
+from sb3_trpo_ext.sampling.actor import SB3Actor, TorchActor, numpy_actor, usable
 from sb3_trpo_ext.sampling.heads import head_of
 from tests.cases import ACTION_SPACES, CASES
 
@@ -197,3 +197,74 @@ def test_usable_knows_every_precision(dtype):
 
 def test_distributions_without_a_head():
     assert head_of(make(use_sde=True).action_dist) is None
+
+
+CHOICES = {"discrete": spaces.Discrete(5), "multi_discrete": spaces.MultiDiscrete([3, 4])}
+WAYS = {
+    "numpy": lambda policy: numpy_actor(policy, E),
+    "torch": lambda policy: TorchActor(policy.get_distribution, policy, E),
+    "sb3": SB3Actor,
+}
+
+
+def acted(way, policy, obs):
+    actor = WAYS[way](policy)
+    th.manual_seed(4)
+    actor.prepare(1)
+    return actor.act(obs, 0).actions
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8, np.int32, np.uint64, bool])
+@pytest.mark.parametrize("kind", CHOICES)
+@pytest.mark.parametrize("way", WAYS)
+def test_choices_that_come_as_other_numbers_are_cast_as_sb3_casts_them(way, kind, dtype):
+    policy = policy_of(CHOICES[kind], ACTION_SPACES["box"])
+    obs = batch_of(CHOICES[kind]) % (2 if dtype is bool else 9)
+    expected = acted(way, policy, obs)
+    np.testing.assert_array_equal(acted(way, policy, obs.astype(dtype)), expected)
+    if np.dtype(dtype).kind == "f":
+        np.testing.assert_array_equal(acted(way, policy, obs.astype(dtype) + dtype(0.5)), expected)
+
+
+@pytest.mark.parametrize("bad", [-1, 7])
+@pytest.mark.parametrize("kind", [*CHOICES, "dict"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_number_that_is_no_choice_is_named_with_its_space(way, kind, bad):
+    space, cls = CHOICES.get(kind, CHOICES["multi_discrete"]), ActorCriticPolicy
+    obs = batch_of(space)
+    obs.reshape(E, -1)[2, 0] = bad
+    policy = policy_of(space, ACTION_SPACES["box"])
+    if kind == "dict":
+        if way == "numpy":
+            return  # acts on vectors alone
+        cls, space, obs = MultiInputActorCriticPolicy, spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": space}), {"b": obs}
+        obs["a"] = np.zeros((E, 2), dtype=np.float32)
+        policy = cls(space, ACTION_SPACES["box"], lambda _: 1e-3)
+    limit = 4 if kind == "discrete" else 2
+    with pytest.raises(ValueError, match=rf"observations in .*Discrete.* must be integers from 0 to {limit}, got {bad}$"):
+        acted(way, policy, obs)
+
+
+def test_an_observation_space_with_a_start_is_told_of():
+    space = spaces.Discrete(5, start=3)
+    with pytest.raises(ValueError, match=r"in Discrete\(5, start=3\) must be .* 0 to 4, got 7; SB3 knows no start: subtract"):
+        acted("numpy", policy_of(space, ACTION_SPACES["box"]), np.full(E, 7))
+
+
+class OwnNormal(th.distributions.Normal):
+    def rsample(self, sample_shape=()):
+        return super().rsample(sample_shape) + 1000.0
+
+
+class OwnFamily(ActorCriticPolicy):
+    """Puts another distribution into SB3's."""
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        distribution = super()._get_action_dist_from_latent(latent_pi)
+        distribution.distribution = OwnNormal(distribution.distribution.loc, distribution.distribution.scale)
+        return distribution
+
+
+def test_a_distribution_of_another_class_inside_sb3s_draws_its_own_actions():
+    policy = make(OwnFamily)
+    assert acted("torch", policy, batch_of(policy.observation_space)).min() > 900
