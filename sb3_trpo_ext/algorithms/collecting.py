@@ -19,14 +19,24 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, RolloutBuf
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.checks import warn_user
 from sb3_trpo_ext.observations import entries_per_state, length
+from sb3_trpo_ext.originals import differs_from_sb3
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
+from sb3_trpo_ext.sampling.agreement import disagreement
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
 from sb3_trpo_ext.sampling.single_path import collect_single_path
 from sb3_trpo_ext.sampling.snapshot import SnapshotWrapper, check_returns
 from sb3_trpo_ext.sampling.vine import collect_vine, make_restorable, mark_as_own
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
-from sb3_trpo_ext.standard_policies import calls_like_sb3, has_parameters, overrides, units
+from sb3_trpo_ext.standard_policies import (
+    acts_by_get_distribution,
+    calls_like_sb3,
+    evaluates_by_itself,
+    has_parameters,
+    overrides,
+    units,
+)
 
 
 class Collecting(OnPolicyAlgorithm):
@@ -36,6 +46,7 @@ class Collecting(OnPolicyAlgorithm):
     values_at_each_step: bool
     chunk_size: int | None
     _seconds: dict[str, float]
+    _has_told_of_disagreement = False
 
     # -- the policy, seen through two methods that subclasses may override ---------------------------
 
@@ -67,18 +78,23 @@ class Collecting(OnPolicyAlgorithm):
     def _make_actor(self, rollout_buffer: RolloutBuffer) -> Actor:
         policy = self.policy
         at_each_step = self.values_at_each_step or not adds_like_sb3(rollout_buffer)
-        if overrides(self, Collecting, ("action_distribution",)):
+        if overrides(self, Collecting, ("action_distribution",)) or acts_by_get_distribution(policy):
             values_of = self.predict_values if at_each_step else None
             return TorchActor(self.action_distribution, policy, self.n_envs, values_of)
         if at_each_step or calls_like_sb3(policy):
-            return SB3Actor(policy)
+            return self._sb3_actor()
         fast = numpy_actor(policy, self.n_envs)
         if fast is not None:
             return fast
         if policy.share_features_extractor and has_parameters(policy.features_extractor):
             # learned features serve actor and critic: computing them once a step is cheapest
-            return SB3Actor(policy)
+            return self._sb3_actor()
         return TorchActor(self.action_distribution, policy, self.n_envs)
+
+    def _sb3_actor(self) -> SB3Actor:
+        """With the V that the critic is fitted for, wherever it is another one than SB3's loop would take."""
+        has_own = overrides(self, Collecting, ("predict_values",)) or differs_from_sb3(self.policy, ("predict_values",))
+        return SB3Actor(self.policy, self.predict_values if has_own else None)
 
     def _make_branch_actor(self) -> BranchActor:
         """Acts as :meth:`action_distribution` says, whatever else the policy overrides."""
@@ -97,8 +113,26 @@ class Collecting(OnPolicyAlgorithm):
 
         with self._timed("rollout"):
             if isinstance(rollout_buffer, VineRolloutBuffer):
-                return collect_vine(self, env, callback, rollout_buffer, n_rollout_steps, make_actor, self._make_branch_actor)
-            return collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, make_actor)
+                branch_actor = self._make_branch_actor
+                is_full = collect_vine(self, env, callback, rollout_buffer, n_rollout_steps, make_actor, branch_actor)
+            else:
+                is_full = collect_single_path(self, env, callback, rollout_buffer, n_rollout_steps, make_actor)
+            if is_full:
+                self._tell_of_disagreement(rollout_buffer)
+        return is_full
+
+    def _tell_of_disagreement(self, rollout_buffer: RolloutBuffer) -> None:
+        """Warn, once, of a policy that acts otherwise than :meth:`action_distribution` says."""
+        may_disagree = evaluates_by_itself(self.policy) and not overrides(self, Collecting, ("action_distribution",))
+        if self._has_told_of_disagreement or not may_disagree or not adds_like_sb3(rollout_buffer):
+            return
+        message = disagreement(self, rollout_buffer)
+        if message is not None:
+            self._has_told_of_disagreement = True
+            warn_user(message)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_has_told_of_disagreement"]
 
     def as_taken(self, actions: th.Tensor) -> th.Tensor:
         """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""

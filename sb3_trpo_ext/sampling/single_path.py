@@ -72,6 +72,7 @@ def collect_single_path(
         algorithm.num_timesteps += env.num_envs
         scope.update(
             n_steps=n_steps,
+            obs_tensor=obs_as_tensor(algorithm._last_obs, algorithm.device) if acted.states is None else acted.states,  # type: ignore[arg-type]
             actions=acted.actions,
             values=acted.values,
             log_probs=acted.log_probs,
@@ -199,20 +200,14 @@ class DeferredRecorder:
 
     @th.no_grad()
     def complete(self) -> None:
-        algorithm, buffer, n_steps = self._algorithm, self._buffer, self._buffer.pos
-        if n_steps == 0:
+        algorithm, buffer = self._algorithm, self._buffer
+        if buffer.pos == 0:
             return
-        n_states = n_steps * buffer.n_envs
-        observations = tree_map(lambda store: store[:n_steps].reshape(n_states, *store.shape[2:]), buffer.observations)
-        actions = buffer.actions[:n_steps].reshape(n_states, -1).astype(np.float32, copy=False)
-        for rows in chunks_of(n_states, algorithm.states_per_pass(observations)):
-            # as the actor saw them
-            states = tree_map(buffer.to_torch, usable(take(observations, rows)))
+        for rows, states, actions in transitions_of(algorithm, buffer):
             buffer.values.reshape(-1)[rows] = algorithm.predict_values(states).flatten().cpu().numpy()
-            taken = algorithm.as_taken(buffer.to_torch(actions[rows]))
-            log_probs = algorithm.action_distribution(states).log_prob(taken)
+            log_probs = algorithm.action_distribution(states).log_prob(actions)
             buffer.log_probs.reshape(-1)[rows] = log_probs.cpu().numpy()
-        self._bootstrap_truncations(algorithm.states_per_pass(observations))
+        self._bootstrap_truncations(algorithm.states_per_pass(_in_a_row(buffer.observations, buffer.pos)))
 
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
         self.complete()
@@ -227,6 +222,24 @@ class DeferredRecorder:
             values = predict_values(states).flatten().cpu().numpy()
             for (t, index, _), value in zip(chunk, values, strict=True):
                 self._buffer.rewards[t, index] += self._algorithm.gamma * value
+
+
+def transitions_of(algorithm: Collecting, buffer: RolloutBuffer) -> Iterator[tuple[slice, Any, th.Tensor]]:
+    """The states and actions that a buffer has got so far, in batches that go through the networks at once.
+
+    :return: rows of the buffer, its first two dimensions taken as one; states, as the actor saw them; actions, as the
+        distribution's ``log_prob`` takes them
+    """
+    observations, actions = (_in_a_row(stored, buffer.pos) for stored in (buffer.observations, buffer.actions))
+    actions = actions.astype(np.float32, copy=False)
+    for rows in chunks_of(len(actions), algorithm.states_per_pass(observations)):
+        states = tree_map(buffer.to_torch, usable(take(observations, rows)))
+        yield rows, states, algorithm.as_taken(buffer.to_torch(actions[rows]))
+
+
+def _in_a_row(stored: Any, n_steps: int) -> Any:
+    """The first steps of what is stored as (T, E, ·), as (n_steps E, ·)."""
+    return tree_map(lambda array: array[:n_steps].reshape(n_steps * array.shape[1], *array.shape[2:]), stored)
 
 
 @th.no_grad()

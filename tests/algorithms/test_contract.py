@@ -174,6 +174,32 @@ def test_values_at_each_step_are_in_the_locals(algorithm):
     make(algorithm, values_at_each_step=True).learn(64, callback=Values())
 
 
+def test_the_remaining_progress_ends_at_zero_however_far_the_last_rollout_goes(algorithm):
+    seen = []
+    model = make(algorithm, learning_rate=lambda progress: seen.append(progress) or 1e-3, critic="adam")
+    model.learn(100)
+    assert model.num_timesteps == 128 and model._current_progress_remaining == 0.0 and min(seen) == 0.0
+
+
+class Casting(Walk):
+    """Gives its observations as another kind of number than its space has."""
+
+    def __init__(self, space, kind):
+        super().__init__(None, space)
+        self.kind = kind
+
+    def _observation(self):
+        return np.asarray(super()._observation()).astype(self.kind)
+
+
+def test_choices_from_other_processes_may_be_of_any_kind_of_number(algorithm):
+    for space, kind in ((spaces.Discrete(4), float), (spaces.MultiDiscrete([3, 2]), np.uint64)):
+        env = SubprocVecEnv([lambda space=space, kind=kind: limited(Casting(space, kind))] * 2, start_method="fork")
+        model = make(algorithm, env=env).learn(128)
+        env.close()
+        assert model.actor_path == "numpy" and "faults" not in model.outcome_counts
+
+
 def test_log_keys_and_the_name_of_the_log(algorithm, tmp_path):
     model = make(algorithm, tensorboard_log=str(tmp_path)).learn(64)
     assert (tmp_path / f"{algorithm.__name__}_1").is_dir()

@@ -1,5 +1,7 @@
 """The rollout's contract: SB3's own loop, given the same actions, is the oracle."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch as th
@@ -10,7 +12,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
+from sb3_trpo_ext.observations import leaves
 from tests.cases import ACTION_SPACES
 from tests.envs import Walk, limited
 
@@ -53,6 +56,8 @@ class Record(BaseCallback):
         keys = ("actions", "clipped_actions", "rewards", "dones", "new_obs", "n_steps")
         self.seen.append({key: np.copy(self.locals[key]) for key in keys} | {"infos": self.locals["infos"]})
         assert self.locals["self"] is self.model and self.locals["rollout_buffer"] is self.model.rollout_buffer
+        for of_policy, of_env in zip(leaves(self.locals["obs_tensor"]), leaves(self.model._last_obs), strict=True):
+            assert of_policy.device == self.model.device and np.array_equal(of_policy.numpy(), of_env)
         assert self.num_timesteps == self.model.num_timesteps
         return len(self.seen) < self.until
 
@@ -61,7 +66,12 @@ def collect(model, method, until=10**9):
     callback = Record(until)
     _, callback_ = model._setup_learn(10**6, callback)
     assert method(model, model.env, callback_, model.rollout_buffer, T) is (until > T)
+    callback.names = set(callback.locals) - LEFT_BY_SB3
     return callback
+
+
+LEFT_BY_SB3 = {"idx", "done", "terminal_obs", "terminal_value"}
+"""Of a loop inside SB3's loop, after the first time limit."""
 
 
 CONTENTS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -113,7 +123,7 @@ def test_the_buffer_holds_what_sb3s_own_loop_would_store(kind):
     for a, b in zip(seen.seen, expected.seen, strict=True):
         for key in ("clipped_actions", "rewards", "dones", "n_steps"):
             np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-6, err_msg=key)
-    assert (seen.starts, seen.ends) == (1, 1)
+    assert (seen.starts, seen.ends) == (1, 1) and seen.names == expected.names
     assert ours.num_timesteps == theirs.num_timesteps
     assert len(ours.ep_info_buffer) == len(theirs.ep_info_buffer)
 
@@ -223,6 +233,48 @@ def test_a_buffer_with_its_own_add_is_called_at_each_step():
     assert model.actor_path == "sb3"
     collect(model, TRPOExt.collect_rollouts)
     assert OwnAdd.calls == T
+
+
+class Telling(Walk):
+    """Keeps the actions that it gets, those of all copies in one list."""
+
+    told: ClassVar[list] = []
+
+    def step(self, action):
+        self.told.append(np.copy(action))
+        return super().step(action)
+
+
+WAYS = {
+    "numpy": {},
+    "torch": dict(policy_kwargs=dict(activation_fn=th.nn.GELU)),
+    "sb3": dict(values_at_each_step=True),
+    "gsde": dict(use_sde=True, policy_kwargs=dict(squash_output=True)),
+    "own_add": dict(rollout_buffer_class=OwnAdd),
+    "vine": dict(
+        rollout_buffer_class=VineRolloutBuffer,
+        rollout_buffer_kwargs=dict(n_rollout_states=4, n_branch_actions=2, branch_length=3),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (1, 1, 4)])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_environments_get_the_actions_that_are_theirs_in_the_shape_of_the_space(n_envs, way, shape):
+    space = spaces.Box(-0.5, 0.5, shape)
+    env = DummyVecEnv([lambda: SnapshotWrapper(limited(Telling(space)))] * n_envs)
+    model = TRPOExt("MlpPolicy", env, n_steps=8, device="cpu", seed=0, **WAYS[way])
+    _, callback = model._setup_learn(1000)
+    Telling.told.clear()
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, 8)
+    assert {action.shape for action in Telling.told} == {shape}
+    assert len(Telling.told) > 8 * n_envs if way == "vine" else len(Telling.told) == 8 * n_envs
+    trunk, kept = np.reshape(Telling.told[: 8 * n_envs], (8, n_envs, -1)), model.rollout_buffer.actions
+    expected = 0.5 * kept if way == "gsde" else np.clip(kept, -0.5, 0.5)
+    np.testing.assert_allclose(trunk, expected, rtol=1e-6, atol=1e-6)
+    model.train()
+    assert model.outcome_counts.keys() <= {"accepted", "no_improvement"}
 
 
 class Forbidding(TRPOExt):

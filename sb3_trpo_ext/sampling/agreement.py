@@ -1,0 +1,44 @@
+"""Whether the policy that acts is the one that the step improves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_trpo_ext.originals import differs_from_sb3
+from sb3_trpo_ext.sampling.single_path import transitions_of
+
+if TYPE_CHECKING:
+    from sb3_trpo_ext.algorithms.collecting import Collecting
+
+_TOLERANCE = 0.01
+"""In nats; rounding is far below it."""
+
+
+@th.no_grad()
+def disagreement(algorithm: Collecting, buffer: RolloutBuffer) -> str | None:
+    """What to tell a user whose policy takes its actions, or evaluates them, with another distribution than it learns.
+
+    Written for PPO, a policy may make its distribution in ``forward`` and ``evaluate_actions`` alone, where PPO looks.
+
+    :param buffer: full, with the log-probabilities that came with the actions
+    """
+    policy, gaps = algorithm.policy, {"forward": 0.0}
+    for rows, states, actions in transitions_of(algorithm, buffer):
+        learned = algorithm.action_distribution(states).log_prob(actions)
+        others = {"forward": buffer.to_torch(buffer.log_probs.reshape(-1)[rows])}
+        if differs_from_sb3(policy, ("evaluate_actions",)):
+            others["evaluate_actions"] = policy.evaluate_actions(states, actions)[1]
+        for name, log_probs in others.items():
+            gaps[name] = max(gaps.get(name, 0.0), float((log_probs - learned).abs().max()))
+    names = [f"{name}()" for name, gap in gaps.items() if gap > _TOLERANCE]
+    if not names:
+        return None
+    return (
+        f"{type(policy).__name__} has two distributions: {' and '.join(names)} gave the actions that were taken other "
+        f"log-probabilities than get_distribution() did, by up to {max(gaps.values()):.3g} nats. The policy step improves "
+        f"the one of get_distribution(): let it make the distribution as they do, or override "
+        f"{type(algorithm).__name__}.action_distribution()"
+    )
