@@ -1,11 +1,13 @@
-"""What a rollout buffer is filled with: transitions, and λ-returns computed in one sweep."""
+"""What a rollout buffer is filled with: transitions as they were, and λ-returns computed in one sweep."""
 
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo_ext.originals import differs_from_sb3
@@ -40,6 +42,29 @@ def generalized_advantages(
         for delta, factor in zip(deltas[::-1].T.tolist(), decay[::-1].T.tolist(), strict=True)
     ]
     return np.array(columns, dtype=np.float32).T
+
+
+def make_room(buffer: RolloutBuffer, observations: Any, actions: np.ndarray) -> None:
+    """Let a buffer hold the floats of this step where its spaces say integers, which would cut them off.
+
+    Wrappers such as ``VecNormalize`` make floats of integer observations without a word to the space, and a policy acts
+    in a Box of integers with floats. It is these numbers that it acts on and with, so it must learn from them too.
+    """
+    stored = getattr(buffer, "observations", None)
+    if isinstance(stored, dict):
+        stored.update((key, _with_room(stored[key], part)) for key, part in observations.items() if key in stored)
+    elif stored is not None:
+        buffer.observations = _with_room(stored, observations)
+    if isinstance(buffer.action_space, spaces.Box):
+        buffer.actions = _with_room(buffer.actions, actions)
+
+
+def _with_room(stored: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """``stored``, or a copy of it in single precision, which is what networks compute in."""
+    if numbers.dtype == stored.dtype or numbers.dtype.kind != "f":
+        return stored
+    fits = np.can_cast(numbers.dtype, stored.dtype) or np.can_cast(np.float32, stored.dtype)
+    return stored if fits else stored.astype(np.float32)
 
 
 def adds_like_sb3(buffer: RolloutBuffer) -> bool:

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
 from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
-from sb3_trpo_ext.sampling.buffers import compute_returns
+from sb3_trpo_ext.sampling.buffers import compute_returns, make_room
 from sb3_trpo_ext.sampling.stepping import step
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class ImmediateRecorder:
             actions = actions.reshape(-1, 1)
         if algorithm.critic == "none":
             values = th.zeros_like(values)
+        make_room(self._buffer, step.observations, actions)
         self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
 
     def complete(self) -> None:
@@ -183,6 +184,7 @@ class DeferredRecorder:
     def add(self, step: Transition, acted: Acted) -> None:
         buffer = self._buffer
         t = buffer.pos
+        make_room(buffer, step.observations, acted.actions)
         if isinstance(buffer.observations, dict):
             for key, store in buffer.observations.items():
                 store[t] = step.observations[key].reshape(store[t].shape)
