@@ -55,13 +55,16 @@ def make_room(buffer: RolloutBuffer, observations: Any, actions: np.ndarray) -> 
         stored.update((key, _with_room(stored[key], part)) for key, part in observations.items() if key in stored)
     elif stored is not None:
         buffer.observations = _with_room(stored, observations)
-    if isinstance(buffer.action_space, spaces.Box):
+    if isinstance(buffer.action_space, spaces.Box) and hasattr(buffer, "actions"):
         buffer.actions = _with_room(buffer.actions, actions)
 
 
-def _with_room(stored: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """``stored``, or a copy of it in single precision, which is what networks compute in."""
-    if numbers.dtype == stored.dtype or numbers.dtype.kind != "f":
+def _with_room(stored: Any, numbers: np.ndarray) -> Any:
+    """``stored``, or a copy of it in single precision, which is what networks compute in.
+
+    What is no array is a buffer's own way of keeping things.
+    """
+    if not isinstance(stored, np.ndarray) or stored.dtype == numbers.dtype or numbers.dtype.kind != "f":
         return stored
     fits = np.can_cast(numbers.dtype, stored.dtype) or np.can_cast(np.float32, stored.dtype)
     return stored if fits else stored.astype(np.float32)

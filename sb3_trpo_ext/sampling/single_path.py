@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -54,6 +54,8 @@ def collect_single_path(
     actor = make_actor()
     actor.prepare(n_rollout_steps)
     recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(algorithm, rollout_buffer)
+    # without a callback, nobody reads the locals
+    is_watched = not (isinstance(callback, ConvertCallback) and callback.callback is None)
     scope: dict[str, Any] = {
         "self": algorithm,
         "env": env,
@@ -67,12 +69,15 @@ def collect_single_path(
         if visit is not None:
             visit(n_steps)
         acted = actor.act(algorithm._last_obs, n_steps)  # type: ignore[arg-type]
+        states = acted.states
+        if states is None and is_watched:
+            states = obs_as_tensor(algorithm._last_obs, algorithm.device)  # type: ignore[arg-type]
         clipped_actions = to_env(acted.actions)
         new_obs, rewards, dones, infos = step(env, clipped_actions)
         algorithm.num_timesteps += env.num_envs
         scope.update(
             n_steps=n_steps,
-            obs_tensor=obs_as_tensor(algorithm._last_obs, algorithm.device) if acted.states is None else acted.states,  # type: ignore[arg-type]
+            obs_tensor=states,
             actions=acted.actions,
             values=acted.values,
             log_probs=acted.log_probs,

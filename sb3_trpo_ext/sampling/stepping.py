@@ -30,16 +30,16 @@ class _Methods:
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self._get = attrgetter(*names)
-        self._known: Any = None
+        self.get = attrgetter(*names)
+        self.known: Any = None
+        """Those that were found to be SB3's own; to be compared by identity, as this is asked at each step."""
 
     def are_original(self, cls: type) -> bool:
-        """Whether they are SB3's own; by identity with those that were looked at last, as this is asked at each step."""
-        methods = self._get(cls)
-        if methods != self._known:
-            if not all(map(is_original, methods)):
-                return False
-            self._known = methods
+        """Whether the class has SB3's own."""
+        methods = self.get(cls)
+        if not all(map(is_original, methods)):
+            return False
+        self.known = methods
         return True
 
 
@@ -72,7 +72,9 @@ def _is_as_it_came(thing: Any) -> bool:
     """Whether this is exactly one of the classes above, none of the methods patched; asked anew at each step."""
     cls = type(thing)
     methods = _REPLACED.get(cls)
-    return methods is not None and vars(thing).keys().isdisjoint(methods.names) and methods.are_original(cls)
+    if methods is None or not vars(thing).keys().isdisjoint(methods.names):
+        return False
+    return bool(methods.get(cls) == methods.known) or methods.are_original(cls)
 
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> Stepped:

@@ -134,6 +134,14 @@ def test_room_is_made_only_where_there_is_none(dtype, given, kept):
     assert buffer.actions.dtype == np.int8, "which holds zeros and ones"
 
 
+def test_what_a_buffer_keeps_in_its_own_way_is_left_to_it():
+    buffer = RolloutBuffer(3, *[spaces.Box(0, 9, (2,), dtype=np.uint8)] * 2, device="cpu")
+    buffer.observations = kept = ["bytes"]
+    del buffer.actions
+    make_room(buffer, np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
+    assert buffer.observations is kept and not hasattr(buffer, "actions")
+
+
 class Six(gym.Env):
     """Pays most for an action of 6."""
 

@@ -235,6 +235,13 @@ def test_a_buffer_with_its_own_add_is_called_at_each_step():
     assert OwnAdd.calls == T
 
 
+def test_a_function_as_callback_sees_the_same_locals():
+    seen = []
+    model = TRPOExt("MlpPolicy", env_of(), n_steps=T, device="cpu")
+    model.learn(T, callback=lambda local, _: seen.append(local["obs_tensor"].shape) or True)
+    assert seen == [(2, 3)] * T
+
+
 class Telling(Walk):
     """Keeps the actions that it gets, those of all copies in one list."""
 

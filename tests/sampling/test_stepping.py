@@ -208,18 +208,18 @@ def test_a_method_that_was_patched_is_called_at_the_very_next_step(monkeypatch, 
     "cls, name", [(DummyVecEnv, "step_wait"), (VecNormalize, "_update_reward"), (RunningMeanStd, "update")]
 )
 def test_a_method_that_was_patched_before_anything_was_known_of_it_is_called(monkeypatch, cls, name):
-    monkeypatch.setattr(_REPLACED[cls], "_known", None)
+    monkeypatch.setattr(_REPLACED[cls], "known", None)
     env = VecNormalize(DummyVecEnv([Walk] * 2))
     env.reset()
     assert calls(monkeypatch, env, cls, name) >= 1
     step(env, np.zeros((2, 2), dtype=np.float32))
-    assert _REPLACED[cls]._known is not None, "SB3's own again, and taken for it"
+    assert _REPLACED[cls].known is not None, "SB3's own again, and taken for it"
 
 
 def test_the_methods_of_an_sb3_that_was_not_read_are_called(monkeypatch):
     env, name = DummyVecEnv([Walk] * 2), "vec_env.dummy_vec_env.DummyVecEnv.step_wait"
     env.reset()
-    monkeypatch.setattr(_REPLACED[DummyVecEnv], "_known", None)
+    monkeypatch.setattr(_REPLACED[DummyVecEnv], "known", None)
     monkeypatch.setitem(originals.KNOWN, name, "of another version")
     originals._is_known.cache_clear()
     stepped = []
