@@ -360,12 +360,12 @@ class OwnNormalize(VecNormalize):
         return super().step_wait()
 
 
-def test_stacks_that_cannot_branch_are_refused_by_name():
+def test_stacks_that_cannot_branch_are_refused_by_name(tmp_path):
     with pytest.raises(SnapshotError, match=r"wrapper_class=SnapshotWrapper"):
         VecSimulator(make_vec_env("CartPole-v1"))
     with pytest.raises(ValueError, match="layer Outside is outside of SnapshotWrapper"):
         VecSimulator(make_vec_env("CartPole-v1", wrapper_class=lambda env: Outside(SnapshotWrapper(env))))
-    for wrapper in (Unknown, OwnNormalize, lambda env: VecVideoRecorder(env, "videos", lambda _: False)):
+    for wrapper in (Unknown, OwnNormalize, lambda env: VecVideoRecorder(env, str(tmp_path), lambda _: False)):
         wrapped = wrapper(vec_env("CartPole-v1"))
         with pytest.raises(SnapshotError, match=type(wrapped).__name__):
             VecSimulator(wrapped)
