@@ -6,6 +6,8 @@ they draw from generators of their own, and the simulator returns to where it st
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -282,10 +284,16 @@ def _first_actions(
 
 
 def _own_generator(algorithm: Collecting) -> np.random.Generator:
-    """The generator of one collection: of the model's seed and of how far it has come, so that it is also saved."""
-    if algorithm.seed is None:
-        return np.random.default_rng()
-    return np.random.default_rng([algorithm.seed, algorithm._n_updates, algorithm.num_timesteps])
+    """The generator of one collection: of the model's seed and of how far it has come, so that it is also saved.
+
+    Without a seed it follows the global generators of torch and NumPy, which are left where they are.
+    """
+    seed = _global_entropy() if algorithm.seed is None else algorithm.seed
+    return np.random.default_rng([seed, algorithm._n_updates, algorithm.num_timesteps])
+
+
+def _global_entropy() -> int:
+    return zlib.crc32(pickle.dumps((th.get_rng_state().numpy(), np.random.get_state(legacy=False))))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
@@ -89,11 +90,12 @@ class Record(BaseCallback):
 def test_the_trunk_is_that_of_a_run_without_branches_byte_for_byte(make, tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1.0)  # which monitor files hold
     runs = []
+    seed = None if make is cartpole else 3
     for vine in (None, dict(n_branch_actions="all") if make is cartpole else {}):
         folder = tmp_path / str(vine is None)
         folder.mkdir()
         th.manual_seed(0), np.random.seed(0), random.seed(0)
-        model = model_of(make(str(folder)), "CnnPolicy" if make is pong else "MlpPolicy", vine)
+        model = model_of(make(str(folder)), "CnnPolicy" if make is pong else "MlpPolicy", vine, seed=seed)
         callback = Record()
         collect(model, rounds=3, callback=callback)
         # where all generators stand
@@ -191,6 +193,19 @@ def test_the_same_seed_gives_the_same_branches_whatever_the_vec_env():
     np.testing.assert_allclose(*q_values, rtol=1e-6)  # one gives rewards in single precision
     other = collect(model_of(vec_env_of(Walk), vine={}, seed=4), rounds=2).q_values
     assert not np.array_equal(q_values[0], other)
+
+
+def test_without_a_seed_branches_follow_the_global_one():
+    def branches(seed):
+        set_random_seed(seed)
+        model = model_of(vec_env_of(Walk), vine={}, seed=None)
+        model.env.seed(0)
+        first = collect(model)
+        return first.states, first.first.actions, first.q_values, collect(model).q_values
+
+    for one, again, other in zip(branches(5), branches(5), branches(6), strict=True):
+        np.testing.assert_array_equal(one, again)
+        assert not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", ACTION_SPACES)
