@@ -6,58 +6,94 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from sb3_trpo_ext.checks import warn_user
+from sb3_trpo_ext.sampling.snapshot import elsewhere
 from sb3_trpo_ext.sampling.snapshot.adapters import SnapshotAdapter, adapter_for
+from sb3_trpo_ext.sampling.snapshot.constants import LARGE, Constants, Key, Unread
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import Slot, restore_generators, restore_replaced, seed_generator
 from sb3_trpo_ext.sampling.snapshot.layers import Layer
-from sb3_trpo_ext.sampling.snapshot.plain import Decoder, Encoder
+from sb3_trpo_ext.sampling.snapshot.plain import Decoder, Encoder, Place, is_an_object
 
 _Content = tuple[dict[str, Any], list[str]]  # a layer's attributes; names of what is not among them
 _UNENCODABLE = (pickle.PicklingError, TypeError, AttributeError)
-_COMPRESS_FROM = 1 << 15  # bytes; only screens are larger, and they shrink tenfold
+_COMPRESS_FROM = LARGE  # only screens are larger, and they shrink tenfold
+_LARGE_SNAPSHOT = 1 << 20  # bytes; from here on the user is told of it
 
 
 class Chain:
     """A wrapped environment, from the outermost layer to the engine.
 
+    :param outer: what holds the chain; functions in it may hold that
     :raises SnapshotError: naming the layer and what to do, if something in it cannot be carried
     """
 
-    def __init__(self, env: gym.Env) -> None:
+    def __init__(self, env: gym.Env, outer: gym.Env) -> None:
         envs = _envs(env)
         self.adapter = adapter_for(env.unwrapped)
         self.layers = [Layer(layer, self.adapter) for layer in envs]
-        self._envs = envs
-        self._numbers = {id(layer): number for number, layer in enumerate(envs)}
+        self._holding = [(number, layer) for number, layer in enumerate(self.layers) if layer.holds_for_good]
+        self.constants = Constants()
+        self._met_constants = False
+        self._bottom = envs[-1]
+        self._staying = [*envs, outer, self.adapter]
+        self._places: dict[int, Place] = {
+            id(thing): place for place, thing in elsewhere.held_elsewhere(envs) if is_an_object(thing)
+        }
+        self._places |= {id(thing): (number,) for number, thing in enumerate(self._staying)}
         self._owners: dict[Hashable, Any] = dict(enumerate(envs))
         for number, layer in enumerate(self.layers):
             self._owners |= {(number, key): space for key, space in layer.spaces()}
         spaces = {id(space): (key, space) for key, space in self._owners.items() if isinstance(space, gym.Space)}
         self._spaces = list(spaces.values())
         self.signature = _signature(env, self.layers, self.adapter)
-        self._encode(Encoder(io.BytesIO(), self._numbers), None, None)  # refuse now rather than in mid-training
+        self._encode(None, None, Unread())  # refuse now rather than in mid-training
 
-    def save(self, extra: Any) -> bytes:
-        """The state as bytes, with something of the caller's that goes with it."""
-        buffer = io.BytesIO()
-        encoder = Encoder(buffer, self._numbers)
-        slots = self._encode(encoder, self.adapter.save(), extra)
-        body = buffer.getvalue()
+    def save(self, extra: Any, self_contained: bool = True) -> bytes:
+        """The state as bytes, with something of the caller's that goes with it.
+
+        :param self_contained: whether it holds large arrays that do not change, or only tells them by their content
+        """
+        encode = self._encode if self_contained else self._encode_with_constants
+        encoder, slots, body = encode(self.adapter.save(), extra)
+        self._last = encoder
         compressed = len(body) > _COMPRESS_FROM
         if compressed:
             body = zlib.compress(body, 1)
-        return pickle.dumps((self.signature, compressed, encoder.states(), slots, body), protocol=5)
+        return pickle.dumps((self.signature, compressed, encoder.states(), slots, encoder.keys, body), protocol=5)
 
-    def _encode(self, encoder: Encoder, engine: Any, extra: Any) -> list[Slot]:
-        """Write attributes and engine; tell where generators are held."""
+    def freeze_constants(self) -> None:
+        """Those of the snapshot that was just taken."""
+        self.constants.freeze(self._last.keys, self._last.shared)
+
+    def _encode_with_constants(self, engine: Any, extra: Any) -> tuple[Encoder, list[Slot], bytes]:
+        self.constants.learning = not self._met_constants
+        encoded = self._encode(engine, extra, self.constants)
+        if not self._met_constants:
+            self._met_constants, self.constants.learning = True, False
+            self._warn_of_size(len(encoded[2]))
+        return encoded
+
+    def _encode(self, engine: Any, extra: Any, constants: Constants | None = None) -> tuple[Encoder, list[Slot], bytes]:
+        """Attributes and engine, and where generators are held."""
+        _ = self._bottom.np_random  # gymnasium makes it when it is first asked for
+        encoded = self._encode_as(frozenset(), engine, extra, constants)
+        if encoded[0].shared:  # memory is shared, which is known only when all of it has been met
+            encoded = self._encode_as(encoded[0].shared, engine, extra, constants)
+        return encoded
+
+    def _encode_as(
+        self, shared: Collection[int], engine: Any, extra: Any, constants: Constants | None
+    ) -> tuple[Encoder, list[Slot], bytes]:
+        buffer = io.BytesIO()
+        encoder = self._encoder(buffer, shared, constants)
         slots: list[Slot] = []
-        _ = self._envs[-1].np_random  # gymnasium makes it when it is first asked for
         content: list[_Content | None] = []
         for number, layer in enumerate(self.layers):
             attributes, generators, others = layer.split()
@@ -71,8 +107,15 @@ class Chain:
         try:
             encoder.dump((content, engine, extra))
         except _UNENCODABLE as error:
-            raise self._refusal(content, engine, error) from error
-        return slots
+            raise self._refusal(content, engine, error, shared) from error
+        return encoder, slots, buffer.getvalue()
+
+    def _encoder(self, buffer: io.BytesIO, shared: Collection[int], constants: Constants | None) -> Encoder:
+        places = self._places.copy()
+        for number, layer in self._holding:
+            for thing, name in layer.staying():
+                places.setdefault(thing, (number, name))
+        return Encoder(buffer, places, constants, self.adapter.owns_memory_of, shared)
 
     def restore(self, snapshot: bytes, seed: int | None = None) -> Any:
         """Return to a state; what was saved with it is given back.
@@ -81,14 +124,15 @@ class Chain:
         :raises SnapshotError: if the snapshot is of another environment
         """
         try:
-            signature, compressed, states, slots, body = pickle.loads(snapshot)
+            signature, compressed, states, slots, keys, body = pickle.loads(snapshot)
         except (pickle.UnpicklingError, TypeError, ValueError, EOFError) as error:
             raise SnapshotError(f"expected what snapshot() gave, got {type(snapshot).__qualname__}: {error}") from error
         if signature != self.signature:
             raise SnapshotError(f"snapshot of\n  {signature}\ncannot be restored into\n  {self.signature}")
+        constants = self._constants_of(keys) if keys else []
         generators = restore_generators(states, slots, self._owners)
         buffer = io.BytesIO(zlib.decompress(body) if compressed else body)
-        content, engine, extra = Decoder(buffer, generators, self._envs).load()
+        content, engine, extra = Decoder(buffer, generators, constants, self._at).load()
         for layer, of_layer in zip(self.layers, content, strict=True):
             if of_layer is not None:
                 layer.put(*of_layer)
@@ -101,24 +145,69 @@ class Chain:
             self.adapter.reseed(seed)
         return extra
 
-    def _refusal(self, content: list[_Content | None], engine: Any, error: Exception) -> SnapshotError:
+    def _at(self, *place: Any) -> Any:
+        """What stays, in this environment."""
+        if isinstance(place[0], int):
+            layer = self._staying[place[0]]
+            return vars(layer)[place[1]] if len(place) > 1 else layer
+        thing = elsewhere.at(place)
+        if thing is None:
+            raise SnapshotError(f"the snapshot needs what {'.'.join(map(str, filter(None, place)))} holds, which is not there")
+        return thing
+
+    def _constants_of(self, keys: list[Key]) -> list[np.ndarray]:
+        if not self._met_constants:
+            self._encode_with_constants(None, None)
+        return [self.constants.array_of(key) for key in keys]
+
+    def name_of(self, array: np.ndarray) -> str:
+        """For the user."""
+        for layer in self.layers:
+            for name, value in vars(layer.env).items():
+                if value is array:
+                    return f"attribute {name!r} of layer {layer.name}"
+        return f"an array of shape {array.shape} inside of an attribute"
+
+    def _warn_of_size(self, size: int) -> None:
+        if size < _LARGE_SNAPSHOT:
+            return
+        sizes = {}
+        for layer in self.layers:
+            for name, value in layer.split()[0].items():
+                buffer = io.BytesIO()
+                self._encoder(buffer, (), self.constants).dump(value)
+                sizes[buffer.tell()] = (name, layer.name)
+        largest = max(sizes, default=0)
+        if 2 * largest > size:
+            name, layer_name = sizes[largest]
+            warn_user(
+                f"each snapshot copies attribute {name!r} of layer {layer_name}, {largest / 1e6:.1f} MB. If it never "
+                f"changes, name it in {layer_name}.snapshot_constants = ({name!r},)"
+            )
+
+    def _refusal(
+        self, content: list[_Content | None], engine: Any, error: Exception, shared: Collection[int]
+    ) -> SnapshotError:
         """What says which attribute cannot be carried, if it is one."""
+        before: list[Any] = []
         for layer, of_layer in zip(self.layers, content, strict=True):
             for name, value in (of_layer[0] if of_layer else {}).items():
-                why = self._why_not(value)
+                before.append(value)  # it may be its sharing with others that cannot be carried
+                why = self._why_not(before, shared)
                 if why is not None:
                     return SnapshotError(
                         f"cannot carry attribute {name!r} of layer {layer.name}: {why}. If it never changes, name it in "
                         f"{layer.name}.snapshot_constants = ({name!r},). If it does, give the environment snapshot_state() "
                         "and restore_state(state), or use register_snapshot_adapter"
                     )
-        if self._why_not(engine) is not None:
-            return SnapshotError(f"the state that {self.adapter.signature} saved is not plain data: {self._why_not(engine)}")
+        why = self._why_not(engine, shared)
+        if why is not None:
+            return SnapshotError(f"the state that {self.adapter.signature} saved is not plain data: {why}")
         return SnapshotError(f"cannot carry the last observation: {error}")
 
-    def _why_not(self, value: Any) -> Exception | None:
+    def _why_not(self, value: Any, shared: Collection[int]) -> Exception | None:
         try:
-            Encoder(io.BytesIO(), self._numbers).dump(value)
+            self._encoder(io.BytesIO(), shared, Unread()).dump(value)
         except _UNENCODABLE as error:
             return error
         return None
@@ -137,7 +226,7 @@ def _signature(env: gym.Env, layers: list[Layer], adapter: SnapshotAdapter) -> s
     settings = {} if spec is None else {k: v for k, v in sorted(spec.kwargs.items()) if k != "render_mode"}
     shown = ", ".join(f"{key}={_shown(value)}" for key, value in settings.items())
     chain = " > ".join(layer.name for layer in layers)
-    return f"{name}({shown}){layers[-1].tables()} through {chain} on {adapter.signature}"
+    return f"{name}({shown}){layers[-1].kept()} through {chain} on {adapter.signature}"
 
 
 def _shown(value: Any) -> str:

@@ -66,7 +66,7 @@ def check_snapshot(
         chosen = [actions.sample() for _ in range(n_steps)]
         fresh = _wrapped(make_env())
         snapshot = subject.snapshot()
-        expected = [Step(deepcopy(subject._last_observation), None, None, None, {}), *_play(subject, chosen)]
+        expected = [_start(deepcopy(subject._last_observation)), *_play(subject, chosen)]
         for branch_seed in (None, _SEED):
             if branch_seed is not None:
                 expected = _replay(subject, snapshot, chosen, branch_seed)
@@ -96,7 +96,7 @@ def _play(env: gym.Env, actions: Sequence[Any]) -> list[Step]:
 
 
 def _replay(env: SnapshotWrapper, snapshot: bytes, actions: Sequence[Any], seed: int | None) -> list[Step]:
-    return [Step(deepcopy(env.restore(snapshot, seed)), None, None, None, {}), *_play(env, actions)]
+    return [_start(deepcopy(env.restore(snapshot, seed))), *_play(env, actions)]
 
 
 def _compare(expected: Sequence[Step], got: Sequence[Step], where: str, ignore_info: Collection[str] = ()) -> None:
@@ -140,9 +140,10 @@ def _shown(value: Any) -> str:
 def check_returns(venv: VecEnv, n_steps: int = 32) -> None:
     """The short form of :func:`check_snapshot`, for a vectorized environment in use: it leaves no trace.
 
-    Three times, from where its first environment stands, random actions, with snapshots at quarters of the way; from
-    each the rest again in the first, second and last environment. And once more after the trunk was put back.
-    Compared is what training uses: observations, rewards, flags, and of infos whether and where a time limit stopped.
+    Three times random actions from where its first environment stands, with snapshots on the way; from these the rest
+    again in the first, second and last environment. The first way is one that nothing has interrupted, and is gone
+    once more after the trunk was put back. Compared is what training uses: observations, rewards, flags, and of infos
+    whether and where a time limit stopped.
 
     :param venv: what :class:`VecSimulator` takes, reset before
     :param n_steps: how far each way goes, unless an episode ends before
@@ -154,32 +155,51 @@ def check_returns(venv: VecEnv, n_steps: int = 32) -> None:
     ways = [[np.stack([space.sample()] * venv.num_envs) for _ in range(n_steps)] for _ in range(3)]
     trunk = simulator.snapshot(0)
     with simulator.branching():
-        ahead = _branch(simulator, 0, trunk, ways[0])
-        for seed, actions in enumerate(ways, start=_SEED):
-            _check_way(simulator, trunk, actions, seed)
-    trunk = simulator.snapshot(0)
+        simulator.go_on(0)
+        ahead = _check_way(simulator, ways[0])
+        for seed, actions in enumerate(ways[1:], start=_SEED):
+            start = _start(simulator.restore(0, trunk, seed))
+            way = [start, *_check_way(simulator, actions)]
+            _compare(way, _branch(simulator, 0, trunk, actions, seed), f"environment 0, restored and seeded with {seed}")
     with simulator.branching():
-        _compare(ahead, _branch(simulator, 0, trunk, ways[0]), "environment 0, put back after branches")
+        simulator.go_on(0)
+        again = _steps(simulator, 0, ways[0])
+    _compare([_start(None), *ahead], [_start(None), *again], "environment 0, put back after branches")
 
 
-def _check_way(simulator: VecSimulator, trunk: VecSnapshot, actions: Sequence[np.ndarray], seed: int) -> None:
-    way = _branch(simulator, 0, trunk, actions, seed)
-    n_envs = simulator.venv.num_envs
-    for at in sorted({quarter * (len(way) - 1) // 4 for quarter in (1, 2, 3)}):
-        _compare(way[: at + 1], _branch(simulator, 0, trunk, actions[:at], seed), "environment 0, restored")
-        snapshot = simulator.snapshot(0)
-        expected = [Step(way[at].observation, None, None, None, {}), *way[at + 1 :]]
+def _check_way(simulator: VecSimulator, actions: Sequence[np.ndarray]) -> list[Step]:
+    """Go on in environment 0; then go the rest again from snapshots that were taken on the way."""
+    snapshots: dict[int, VecSnapshot] = {}
+    way, n_envs = _steps(simulator, 0, actions, snapshots), simulator.venv.num_envs
+    for at in sorted({0, *list(snapshots)[-3:]}):
         for index in sorted({0, min(1, n_envs - 1), n_envs - 1}):
-            got = _branch(simulator, index, snapshot, actions[at:])
-            _compare(expected, got, f"environment {index}, restored to step {at} of environment 0")
+            got = _branch(simulator, index, snapshots[at], actions[at:])
+            start = _start(way[at - 1].observation) if at else got[0]
+            _compare([start, *way[at:]], got, f"environment {index}, restored to step {at} of environment 0")
+    return way
+
+
+def _start(observation: Any) -> Step:
+    return Step(observation, None, None, None, {})
 
 
 def _branch(
     simulator: VecSimulator, index: int, snapshot: VecSnapshot, actions: Sequence[np.ndarray], seed: int | None = None
 ) -> list[Step]:
-    """The steps of one environment, to the end of its episode at the latest; the others stand still."""
-    steps = [Step(simulator.restore(index, snapshot, seed), None, None, None, {})]
+    return [_start(simulator.restore(index, snapshot, seed)), *_steps(simulator, index, actions)]
+
+
+def _steps(
+    simulator: VecSimulator, index: int, actions: Sequence[np.ndarray], snapshots: dict[int, VecSnapshot] | None = None
+) -> list[Step]:
+    """The steps of one environment, to the end of its episode at the latest; the others stand still.
+
+    :param snapshots: filled with some on the way, by the number of steps before them
+    """
+    steps: list[Step] = []
     for batch in actions:
+        if snapshots is not None and len(steps) & (len(steps) - 1) == 0:  # 0, 1, 2, 4, 8, ...
+            snapshots[len(steps)] = simulator.snapshot(index)
         observations, rewards, dones, infos = simulator.step(batch)
         row = {k: v[index] for k, v in observations.items()} if isinstance(observations, dict) else observations[index]
         info = {key: infos[index][key] for key in _USED_INFO if key in infos[index]}

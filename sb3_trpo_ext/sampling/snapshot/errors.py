@@ -1,8 +1,14 @@
 """What can go wrong with snapshots."""
 
+import pickle
+
 
 class SnapshotError(ValueError):
     """A simulator, or a layer above it, whose state cannot be carried; or a snapshot of another one."""
+
+
+class NotPlainError(pickle.PicklingError):
+    """Something that is not plain data."""
 
 
 class ReplayError(SnapshotError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Hashable, Iterable, Iterator
+from types import BuiltinFunctionType, MethodType
 from typing import Any
 
 import gymnasium as gym
@@ -14,9 +16,9 @@ from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_trpo_ext.sampling.snapshot.adapters.base import SnapshotAdapter
+from sb3_trpo_ext.sampling.snapshot.code import CODE, describe, is_fixed
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import GENERATORS
-from sb3_trpo_ext.sampling.snapshot.plain import CODE
 
 
 def _names(text: str) -> frozenset[str]:
@@ -35,16 +37,19 @@ _OF_THE_INSTANCE: dict[type, frozenset[str]] = {
 }
 _TABLES = {"gymnasium.envs.toy_text": _names("P")}
 
-_PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
+_KNOWN_BY_NAME = (*CODE, np.dtype, np.generic)
+_PLAIN = frozenset((bool, int, float, str, bytes, type(None)))
 
 
 def _is_drawn_with(value: Any) -> bool:
+    if isinstance(value, (MethodType, BuiltinFunctionType)):
+        value = value.__self__
     return type(value).__module__.split(".")[0] in _DRAWN_WITH
 
 
 def is_constant(value: Any) -> bool:
-    """Code, descriptions and windows, which are the same whatever the state."""
-    if isinstance(value, (*CODE, spaces.Space, EnvSpec)) or _is_drawn_with(value):
+    """Descriptions and windows, which are the same whatever the state."""
+    if isinstance(value, (spaces.Space, EnvSpec)) or _is_drawn_with(value):
         return True
     if isinstance(value, dict):
         value = value.values()
@@ -67,18 +72,31 @@ class Layer:
             raise SnapshotError(f"layer {self.name} keeps attributes in __slots__, which snapshots cannot carry")
         if isinstance(layer, RecordVideo):
             raise SnapshotError("layer RecordVideo would film branches: wrap the evaluation environment with it instead")
-        self.excluded = _NEVER_STATE | handles | frozenset(getattr(layer, "snapshot_constants", ()))
+        self.holds_for_good = handles | frozenset(getattr(layer, "snapshot_constants", ()))
+        self.excluded = _NEVER_STATE | self.holds_for_good
         self._tables: frozenset[str] = frozenset()
         for cls in type(layer).__mro__:
             self.excluded |= _OF_THE_INSTANCE.get(cls, frozenset())
             for module, names in _TABLES.items():
                 self._tables |= names if cls.__module__.startswith(module) else frozenset()
         self.excluded |= self._tables
+        self._fixed = {name: value for name, value in vars(layer).items() if is_fixed(value)}
+        self._views: dict[str, dict[str, Any]] = {}
 
-    def tables(self) -> str:
-        """What tells environments with other tables apart: FrozenLake may draw a map of its own."""
-        held = [repr(vars(self.env)[name]) for name in sorted(self._tables & vars(self.env).keys())]
-        return f", tables {zlib.crc32(repr(held).encode()):08x}" if held else ""
+    def kept(self) -> str:
+        """What tells environments apart that keep other things: FrozenLake may draw a map of its own."""
+        tables = [repr(vars(self.env)[name]) for name in sorted(self._tables & vars(self.env).keys())]
+        code = [(name, describe(value)) for name, value in sorted(self._fixed.items())]
+        return "".join(
+            f", {what} {zlib.crc32(repr(held).encode()):08x}" for what, held in (("tables", tables), ("code", code)) if held
+        )
+
+    def staying(self) -> Iterator[tuple[int, str]]:
+        """What its attributes hold for good: wherever else it is met, it is the same thing again."""
+        own = vars(self.env)
+        for name in self.holds_for_good:
+            if name in own and not isinstance(own[name], _KNOWN_BY_NAME):
+                yield id(own[name]), name
 
     def split(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         """Its plain attributes, its generators, and the names of all others, which stay as they are."""
@@ -86,30 +104,46 @@ class Layer:
         for name, value in vars(self.env).items():
             if name in self.excluded:
                 continue
-            if isinstance(value, GENERATORS):
+            if type(value) in _PLAIN:
+                attributes[name] = value
+            elif isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom):
                 generators[name] = value
-            elif self._is_state(value):
+            elif self._is_state(name, value):
                 attributes[name] = value
             else:
                 others.append(name)
         return attributes, generators, others
 
-    def _is_state(self, value: Any) -> bool:
+    def _is_state(self, name: str, value: Any) -> bool:
         if isinstance(value, np.ndarray):
-            return value.base is None or not self._adapter.owns_memory_of(value)
-        return isinstance(value, _PLAIN) or not is_constant(value)
+            return value.base is None or not self._is_view_of_engine(name, value)
+        return self._fixed.get(name) is not value and not is_constant(value)
+
+    def _is_view_of_engine(self, name: str, array: np.ndarray) -> bool:
+        if not self._adapter.owns_memory_of(array):
+            return False
+        place = array.__array_interface__
+        if self._views.setdefault(name, place) != place:
+            raise SnapshotError(
+                f"attribute {name!r} of layer {self.name} is a view of the engine's memory, and not always of the same part"
+            )
+        return True
 
     def put(self, attributes: dict[str, Any], others: Iterable[str]) -> None:
         """Set the attributes, and remove those that came later than the snapshot.
 
         :param others: names that are kept: generators, and what was no plain data
         """
-        own = vars(self.env)
-        for name in own.keys() - attributes.keys() - self.excluded - set(others):
+        own, others = vars(self.env), set(others)
+        for name in own.keys() - attributes.keys() - self.excluded - others:
             del own[name]
+        for name in self._fixed:
+            if name in others:
+                own[name] = self._fixed[name]
         for name, value in attributes.items():
-            if value is not None or not _is_drawn_with(own.get(name)):  # a window that was not open then stays open
-                own[name] = value
+            if value is None and own.get(name) is not None and _is_drawn_with(own[name]):
+                continue  # a window that was not open then stays open
+            own[name] = value
 
     def spaces(self) -> Iterator[tuple[Hashable, spaces.Space]]:
         """The spaces it holds, and those inside them: environments may sample from them."""

@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.sampling.snapshot import workers
+from sb3_trpo_ext.sampling.snapshot.constants import UnknownConstantError
 from sb3_trpo_ext.sampling.snapshot.errors import BranchError, SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import global_states, set_global_states
 from sb3_trpo_ext.sampling.snapshot.vec_layers import vec_layers
@@ -60,7 +61,7 @@ class VecSimulator:
 
     def snapshot(self, index: int) -> VecSnapshot:
         """Where environment ``index`` stands."""
-        (env,) = self._call("snapshot", index=index)
+        (env,) = self._call("snapshot", False, index=index)
         return VecSnapshot(env, tuple(layer.row(index) for layer in self._layers))
 
     @contextmanager
@@ -97,11 +98,26 @@ class VecSimulator:
         :return: its last observation as it leaves the stack, without the axis of environments
         """
         self._require_branching()
-        (observation,) = self._call("restore", snapshot.env, seed, index=index)
+        observation = self._restore_env(index, snapshot.env, seed)
         for layer, row in zip(self._layers, snapshot.rows, strict=True):
             layer.set_row(index, row)
             observation = layer.observe(index, observation)
         return {k: batch[0] for k, batch in observation.items()} if isinstance(observation, dict) else observation[0]
+
+    def _restore_env(self, index: int, snapshot: bytes, seed: int | None) -> Any:
+        while True:
+            try:
+                return self._call("restore", snapshot, seed, index=index)[0]
+            except UnknownConstantError as error:  # of another worker process
+                contents = [content for content in self._call("content_of", error.digest) if content is not None]
+                if not contents:
+                    raise
+                self._call("take_content", error.digest, contents[0], index=index)
+
+    def go_on(self, index: int) -> None:
+        """Let environment ``index`` run from where it stands, as the trunk would."""
+        self._require_branching()
+        self._call("go_on", index=index)
 
     def park(self, index: int) -> None:
         """Let environment ``index`` stand still until it is restored again."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+from copy import deepcopy
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
@@ -16,6 +18,10 @@ from sb3_trpo_ext.sampling.snapshot.generators import global_states, set_global_
 from sb3_trpo_ext.sampling.snapshot.layers import MonitorRecords
 
 BRANCH_ERROR = "branch_error"  # key of infos: what a simulator raised in a branch
+
+
+_Way = tuple[tuple[bytes, int | None], list[Any]]  # of a branch: snapshot and seed, and the actions since
+_NOWHERE: _Way = ((b"", None), [])
 
 
 class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
@@ -37,7 +43,7 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         try:
             if is_wrapped(env, SnapshotWrapper):
                 raise SnapshotError("the environment is wrapped in SnapshotWrapper already")
-            self._chain = Chain(env)
+            self._chain = Chain(env, self)
         except SnapshotError as error:
             if multiprocessing.parent_process() is None:
                 raise
@@ -45,6 +51,7 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         self._last_observation: Any = None
         self._reset_info: dict[str, Any] | None = None
         self._trunk: _Trunk | None = None
+        self._way = _NOWHERE
         self._parked = False
 
     @classmethod
@@ -84,16 +91,18 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         self._last_observation = result[0]
         return result
 
-    def snapshot(self) -> bytes:
+    def snapshot(self, self_contained: bool = True) -> bytes:
         """Where the simulation stands, with its random generators and the last observation.
 
+        :param self_contained: if not, large arrays that have not changed since the first such snapshot are told by their
+            content, not copied; it is then of use to environments of a process that has them
         :raises SnapshotError: before the first reset, or if something in the chain cannot be carried
         """
         if self._refusal is not None:
             raise self._refusal
         if self._last_observation is None:
             raise SnapshotError("there is no state to save before the first reset()")
-        return self._chain.save(self._last_observation)
+        return self._chain.save(self._last_observation, self_contained)
 
     def restore(self, snapshot: bytes, seed: int | None = None) -> Any:
         """Return to a snapshot, of this or another instance.
@@ -102,8 +111,16 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         :return: the observation that was the last at the snapshot
         :raises SnapshotError: if the snapshot is of an environment with another signature
         """
-        self._last_observation = self._chain.restore(snapshot, seed)
+        try:
+            self._last_observation = self._chain.restore(snapshot, seed)
+        except Exception as error:
+            if isinstance(error, SnapshotError) or not self._chain.constants.frozen:
+                raise
+            self._chain.constants.thaw(for_good=True)  # an environment's own way to restore may write to them
+            self._last_observation = self._chain.restore(snapshot, seed)
         self._parked = False
+        if self._trunk is not None:
+            self._way = (snapshot, seed), []
         return self._last_observation
 
     def begin_branches(self) -> None:
@@ -114,22 +131,51 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         if self._trunk is None:
             self._trunk = _Trunk(self)
             self._parked = True
+            self._way = (self._trunk.snapshot, None), []
+            self._chain.freeze_constants()
 
     def end_branches(self) -> None:
-        """Go on where :meth:`begin_branches` was called, as if nothing had happened since."""
-        if self._trunk is not None:
-            self._trunk.restore(self)
-            self._trunk, self._parked = None, False
+        """Go on where :meth:`begin_branches` was called, as if nothing had happened since.
+
+        :raises SnapshotError: if branches were not what they should have been, because a large array that had never
+            changed was written to through another that shares its memory
+        """
+        if self._trunk is None:
+            return
+        constants = self._chain.constants
+        names = [self._chain.name_of(array) for array in constants.changed_while_frozen()]
+        if names:
+            constants.thaw(for_good=True)
+        self._trunk.restore(self)
+        constants.thaw()
+        self._trunk, self._parked, self._way = None, False, _NOWHERE
+        if names:
+            raise SnapshotError(
+                f"{', '.join(names)} had not changed before, and did in a branch, through another array that shares its "
+                "memory. From now on it is looked at each time: start again"
+            )
 
     def park(self) -> None:
         """In branches: stand still until the next :meth:`restore`."""
         self._parked = True
 
+    def go_on(self) -> None:
+        """In branches: run from where the environment stands, as the trunk would."""
+        self._parked = False
+
+    def content_of(self, digest: str) -> np.ndarray | None:
+        """Of a large array that snapshots tell by its digest, for a process that does not have it."""
+        return self._chain.constants.content_of(digest)
+
+    def take_content(self, digest: str, content: np.ndarray) -> None:
+        """From another process."""
+        self._chain.constants.take(digest, content)
+
     def _step_branch(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         if self._parked:
             return self._last_observation, 0.0, False, False, {}
         try:
-            result = self.env.step(action)
+            result = self._step_in_branch(action)
         except Exception as error:  # in a worker process it would take the trunk down with it
             self._parked = True
             return self._last_observation, 0.0, False, True, {BRANCH_ERROR: f"{type(error).__name__}: {error}"}
@@ -137,12 +183,27 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
         self._parked = bool(result[2] or result[3])
         return result
 
+    def _step_in_branch(self, action: Any) -> Any:
+        if not self._chain.constants.frozen:
+            return self.env.step(action)
+        start, taken = self._way
+        taken.append(np.copy(action) if isinstance(action, np.ndarray) else deepcopy(action))
+        try:
+            return self.env.step(action)
+        except Exception:
+            # it may have written to what had never changed: the same way again, with all that can be
+            self._chain.constants.thaw(for_good=True)
+            self.restore(*start)
+            for before in taken[:-1]:
+                self.env.step(before)
+            return self.env.step(action)
+
 
 class _Trunk:
     """What an environment goes back to after branches: state, records, and the process's own generators."""
 
     def __init__(self, wrapper: SnapshotWrapper) -> None:
-        self._snapshot = wrapper.snapshot()
+        self.snapshot = wrapper.snapshot(self_contained=False)
         self._globals = global_states()
         monitors = [layer.env for layer in wrapper._chain.layers if isinstance(layer.env, Monitor)]
         self._records = [MonitorRecords(monitor) for monitor in monitors]
@@ -150,5 +211,5 @@ class _Trunk:
     def restore(self, wrapper: SnapshotWrapper) -> None:
         for record in self._records:
             record.undo()
-        wrapper.restore(self._snapshot)
+        wrapper.restore(self.snapshot)
         set_global_states(self._globals)

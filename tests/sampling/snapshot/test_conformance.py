@@ -31,19 +31,6 @@ class OutsideTheInstance(Own):
         return 0.01 * STEPS_TAKEN[0]
 
 
-class InAClosure(Own):
-    def __init__(self):
-        super().__init__()
-        taken = 0
-
-        def noise():
-            nonlocal taken
-            taken += 1
-            return 0.01 * taken
-
-        self.noise = noise
-
-
 class OnlyTheInfo(Own):
     def step(self, action):
         *result, info = super().step(action)
@@ -68,7 +55,6 @@ class PositionsAndVelocities(AntEnv):
         (NumPysOwnGenerator, "step 1 after it, in observation"),
         (PythonsOwnGenerator, "step 1 after it, in observation"),
         (OutsideTheInstance, "step 1 after it, in observation"),
-        (InAClosure, "step 1 after it, in observation"),
         (OnlyTheInfo, r"step 1 after it, in info\['nested'\]\['list'\]\[1\]: \d+ became \d+"),
         (PositionsAndVelocities, "differs first"),
     ],
