@@ -103,7 +103,8 @@ def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
         return None
     if type(distribution) is DiagGaussianDistribution:
         log_std = policy.log_std
-        return MlpActor(network, log_std, distribution) if isinstance(log_std, nn.Parameter) else None
+        one_a_dimension = isinstance(log_std, nn.Parameter) and log_std.shape == (distribution.action_dim,)
+        return MlpActor(network, log_std, distribution) if one_a_dimension else None
     if type(distribution) in (CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution):
         return MlpActor(network, None, distribution)
     return None

@@ -187,6 +187,18 @@ def test_parameters_that_the_user_froze_stay_out():
         )
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 2)], ids=str)
+def test_a_spread_that_is_not_one_number_a_dimension_is_left_to_autograd(shape):
+    policy = STANDARD[0].policy()
+    policy.log_std = nn.Parameter(th.full(shape, -0.5, dtype=th.float64))
+    assert mlp_actor(policy) is None
+    problem = problem_of(policy)
+    assert policy.log_std in problem.parameters
+    assert_relative(
+        dense(problem.fisher_product(), len(problem.parameters)), dense_fisher(policy, observations(B), problem.parameters)
+    )
+
+
 class MeanActionOnOwnStates:
     """Averages over states of its own."""
 
