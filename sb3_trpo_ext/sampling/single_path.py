@@ -157,19 +157,21 @@ class ImmediateRecorder:
         self._buffer = buffer
 
     def add(self, step: Transition, acted: Acted) -> None:
-        algorithm = self._algorithm
+        algorithm, rewards = self._algorithm, step.rewards
         assert acted.values is not None and acted.log_probs is not None
+        if rewards.dtype.kind != "f":
+            rewards = rewards.astype(np.float32)  # integers would cut off what is added to them
         for index, terminal in step.truncated():
             with th.no_grad():
                 value = algorithm.predict_values(algorithm.policy.obs_to_tensor(usable(terminal))[0])[0]
-            step.rewards[index] += algorithm.gamma * float(value)
+            rewards[index] += algorithm.gamma * float(value)
         actions, values = acted.actions, acted.values
         if isinstance(algorithm.action_space, spaces.Discrete):
             actions = actions.reshape(-1, 1)
         if algorithm.critic == "none":
             values = th.zeros_like(values)
         make_room(self._buffer, step.observations, actions)
-        self._buffer.add(step.observations, actions, step.rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
+        self._buffer.add(step.observations, actions, rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
 
     def complete(self) -> None:
         pass

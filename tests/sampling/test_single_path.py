@@ -131,9 +131,15 @@ def test_the_buffer_holds_what_sb3s_own_loop_would_store(kind):
 class OneArray(VecEnvWrapper):
     """Hands out terminal observations in one array that it keeps, as batched simulators do, with a bad number put in."""
 
-    def __init__(self, venv, bad):
+    def __init__(self, venv, bad, rewards=np.float32):
         super().__init__(venv)
-        self.bad, self.array, self.rewards, self.stopped = bad, np.zeros((venv.num_envs, 3), np.float32), [], []
+        self.bad, self.kind, self.array, self.rewards, self.stopped = (
+            bad,
+            rewards,
+            np.zeros((venv.num_envs, 3), np.float32),
+            [],
+            [],
+        )
 
     def reset(self):
         return self.venv.reset()
@@ -146,17 +152,18 @@ class OneArray(VecEnvWrapper):
                 self.stopped.append((len(self.rewards), i, self.array[i].copy()))
                 self.array[i, 0] = self.bad
             infos[i]["terminal_observation"] = self.array[i]
+        rewards = rewards.astype(self.kind)
         self.rewards.append(rewards.copy())
         return observations, rewards, dones, infos
 
 
 @pytest.mark.parametrize("values_at_each_step", [False, True])
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_a_time_limit_is_bootstrapped_from_where_it_stopped_the_episode(bad, values_at_each_step):
-    env = OneArray(env_of(), bad)
+@pytest.mark.parametrize(("bad", "rewards"), [(0.0, np.float32), (np.nan, np.float32), (np.inf, np.float32), (0.0, np.int64)])
+def test_a_time_limit_is_bootstrapped_from_where_it_stopped_the_episode(bad, rewards, values_at_each_step):
+    env = OneArray(env_of(), bad, rewards)
     model = TRPOExt("MlpPolicy", env, n_steps=T, seed=3, device="cpu", values_at_each_step=values_at_each_step)
     collect(model, TRPOExt.collect_rollouts)
-    expected = np.array(env.rewards)
+    expected = np.array(env.rewards, dtype=np.float64)
     assert len({i for _, i, _ in env.stopped}) < len(env.stopped)
     for t, i, terminal in env.stopped:
         terminal[0] = 0.0
