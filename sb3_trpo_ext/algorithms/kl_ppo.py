@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trpo_ext.algorithms.archives import FOREIGN
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
+from sb3_trpo_ext.algorithms.reporting import warn_of_unheld
 from sb3_trpo_ext.checks import require_choice, require_count, require_real, schedule_of, scheduled, with_keywords_of
 from sb3_trpo_ext.kl_penalty import KLEstimator, KLPenaltyReport, KLPenaltySettings, adapted_beta, kl_penalty_step
 from sb3_trpo_ext.policy_problem import PolicyProblem
@@ -117,6 +118,7 @@ class KLPPOExt(OnPolicyExt):
         return None if self.target_kl is None else scheduled("target_kl", self.target_kl, progress_remaining)
 
     def _update_policy(self, problem: PolicyProblem) -> KLPenaltyReport:
+        warn_of_unheld(problem.parameters, self.policy.optimizer, "the policy")
         settings = KLPenaltySettings(
             beta=self.beta,
             target_kl=self._target_kl(self._current_progress_remaining),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 
+from sb3_trpo_ext.checks import warn_user
+from sb3_trpo_ext.distributions import family_of
+from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.observations import leaves
 from sb3_trpo_ext.sampling.actor import LARGEST_USABLE
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
@@ -26,13 +31,16 @@ FAULTY_QUANTITY = {
     StepOutcome.NON_FINITE_STEP: "step",
 }
 
+_ROUNDING = 1e-5
+"""A KL, in nats, that single precision may make of two passes over the same states."""
+
 _LOGGED_ELSEWHERE = frozenset(("outcome", "objective", "kl", "cg_status"))
 
 
 def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> str | None:
     """The first quantity of the rollout that holds NaN, infinite or huge entries, by name."""
     quantities = {
-        "rewards": (th.as_tensor(buffer.rewards), LARGEST_RETURN),
+        "rewards": (th.as_tensor(buffer.rewards, device="cpu"), LARGEST_RETURN),
         "observations": (samples.observations, LARGEST_USABLE),
         "values": (samples.old_values, LARGEST_RETURN),
         "advantages": (samples.advantages, LARGEST_RETURN),
@@ -40,13 +48,39 @@ def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> s
     }
     branches = buffer.branches if isinstance(buffer, VineRolloutBuffer) else None
     if branches is not None:
-        quantities["branch returns"] = th.as_tensor(branches.q_values), LARGEST_RETURN
+        quantities["branch returns"] = th.as_tensor(branches.q_values, device="cpu"), LARGEST_RETURN
     for name, (batch, limit) in quantities.items():
         for leaf in leaves(batch):
             # not (… <= …), so that NaN counts; as Python's floats, because half precision would make the limit infinite
             if leaf.is_floating_point() and not leaf.abs().max().item() <= limit:
                 return name
     return None
+
+
+def warn_of_unheld(parameters: FlatParameters, optimizer: th.optim.Optimizer, whose: str) -> None:
+    """A warning where an optimizer does not hold all that it is to move: layers may have been put in after it was made."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    n_unheld = sum(id(parameter) not in held for parameter in parameters.tensors)
+    if n_unheld > 0:
+        warn_user(
+            f"policy.optimizer does not hold {n_unheld} of the {len(parameters.tensors)} parameter tensors of {whose}, "
+            "which stay as they are; make it anew after layers have been replaced"
+        )
+
+
+@th.no_grad()
+def warn_of_randomness(ask: Callable[[], Distribution]) -> None:
+    """A warning where π(·|s) is another one each time that it is asked for, so that L and KL of a step are noise.
+
+    :param ask: for π on the same states
+    """
+    first = ask()
+    family = family_of(first)
+    if family.kl(family.freeze(first), ask()).max() > _ROUNDING:
+        warn_user(
+            "asked again about the same states, the policy gives another distribution, so that steps are judged at random: "
+            "noise in its layers (dropout that is always on, noisy weights) has to stop in evaluation mode"
+        )
 
 
 def record_policy_step(logger: Logger, report: StepReport) -> None:

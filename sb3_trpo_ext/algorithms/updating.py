@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_trpo_ext.algorithms.collecting import Collecting
@@ -15,6 +16,8 @@ from sb3_trpo_ext.algorithms.reporting import (
     record_explained_variance,
     record_policy_step,
     unusable_quantity,
+    warn_of_randomness,
+    warn_of_unheld,
 )
 from sb3_trpo_ext.critic import (
     AdamSettings,
@@ -29,7 +32,7 @@ from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
 from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
-from sb3_trpo_ext.observations import length, take, take_samples
+from sb3_trpo_ext.observations import Rows, length, take, take_samples
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.vine import record_weights
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer, vine_surrogate
@@ -40,6 +43,8 @@ from sb3_trpo_ext.standard_policies import (
     overrides,
 )
 from sb3_trpo_ext.steps import StepReport
+
+_SOME_STATES = 64
 
 
 class Updating(Collecting):
@@ -127,8 +132,12 @@ class Updating(Collecting):
             extractor = self.policy.pi_features_extractor
             inputs = fixed_features(self.policy, observations, extractor, self.states_per_pass(observations))
         n_states = length(observations)
-        return PolicyProblem(
-            lambda rows: self.action_distribution(take(observations, rows), take_samples(samples, rows, n_states)),
+
+        def distribution_of(rows: Rows) -> Distribution:
+            return self.action_distribution(take(observations, rows), take_samples(samples, rows, n_states))
+
+        problem = PolicyProblem(
+            distribution_of,
             n_states,
             self._objectives(samples),
             actions,
@@ -137,6 +146,9 @@ class Updating(Collecting):
             mlp=None if actor is None or inputs is None else (actor, inputs),
             **self._curvature_arguments(),
         )
+        if actor is None:
+            warn_of_randomness(lambda: distribution_of(slice(0, min(_SOME_STATES, n_states))))
+        return problem
 
     def _objectives(self, samples: RolloutBufferSamples) -> list[Objective]:
         """What the policy step is to increase on these transitions, as a sum."""
@@ -156,6 +168,7 @@ class Updating(Collecting):
             if len(problem.parameters) == 0:
                 return CriticReport(FitOutcome.NO_PARAMETERS)
             if self.critic == "adam":
+                warn_of_unheld(problem.parameters, self.policy.optimizer, "the critic")
                 settings = AdamSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm)
                 return fit_adam(problem, self.policy.optimizer, settings)
             report, self.critic_damping = fit_gauss_newton(

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from contextlib import nullcontext
 
 import gymnasium as gym
 import numpy as np
@@ -114,6 +115,26 @@ def test_gsde(algorithm, squash, sample_freq):
     model = make(algorithm, use_sde=True, sde_sample_freq=sample_freq, policy_kwargs=dict(squash_output=squash), ent_coef=0.01)
     model.learn(192)
     assert model.outcome_counts.get("accepted", 0) > 0
+
+
+class Dropping(th.nn.Module):
+    """Dropout, which evaluation mode stops or not."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.always = always
+
+    def forward(self, x):
+        return th.nn.functional.dropout(x, 0.2, training=self.always or self.training)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_policy_that_is_another_each_time_is_told_of(algorithm, always):
+    model = make(algorithm)
+    model.policy.mlp_extractor.policy_net.append(Dropping(always))
+    told = pytest.warns(UserWarning, match="asked again about the same states, the policy gives another distribution")
+    with told if always else nullcontext():
+        model.learn(64)
 
 
 def test_another_environment(algorithm):

@@ -51,6 +51,13 @@ def test_a_larger_beta_holds_the_policy_back():
     assert kls[1] < 0.1 * kls[0]
 
 
+def test_layers_that_the_optimizer_does_not_hold_are_named():
+    model = make()
+    model.policy.action_net = th.nn.Linear(64, 2)
+    with pytest.warns(UserWarning, match="does not hold 2 of the 7 parameter tensors of the policy"):
+        model.learn(64)
+
+
 def test_beta_and_a_schedule_of_its_target_are_saved(tmp_path):
     model = make(learning_rate=1e-6, target_kl="lin_0.02").learn(128)
     assert model.beta == 0.5  # the second update's target is 0, which is none

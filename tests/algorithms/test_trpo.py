@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -283,6 +284,20 @@ def test_what_a_gradient_hook_holds_stays(critic):
     assert model.outcome_counts == {"accepted": 1}
     moved = {name for name, p in model.policy.named_parameters() if not th.equal(p, start[name])}
     assert moved == set(start) - {"value_net.weight", "action_net.weight"}
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+def test_a_layer_put_in_later_is_trained_or_named(critic):
+    """Its parameters are not the optimizer's, which alone Adam moves."""
+    model = TRPOExt("MlpPolicy", limited(Walk()), n_steps=64, critic=critic, seed=0, device="cpu")
+    policy = model.policy
+    policy.action_net, policy.value_net = nn.Linear(64, 2), nn.Linear(64, 1)
+    starts = [layer.weight.detach().clone() for layer in (policy.action_net, policy.value_net)]
+    named = pytest.warns(UserWarning, match="does not hold 2 of the 6 parameter tensors of the critic")
+    with named if critic == "adam" else nullcontext():
+        model.learn(64)
+    moved = [not th.equal(a, b.weight) for a, b in zip(starts, (policy.action_net, policy.value_net), strict=True)]
+    assert moved == [True, critic == "gauss_newton"]
 
 
 def test_values_of_a_subclass_are_what_the_critic_fits():
