@@ -93,7 +93,7 @@ def _descend(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings:
     """
     minibatches = problem.minibatches(settings.batch_size)
     for epoch in range(settings.n_epochs):
-        for i in th.randperm(len(minibatches)).tolist():
+        for i in th.randperm(len(minibatches), device="cpu").tolist():
             means = minibatches[i]()
             if means is None or not bool(th.isfinite(loss := _loss(means, settings))):
                 return None

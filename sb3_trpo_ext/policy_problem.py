@@ -158,7 +158,7 @@ class PolicyProblem:
         """
 
         def shuffled(n: int) -> th.Tensor:
-            return th.randperm(n).to(self._actions.device)
+            return th.randperm(n, device="cpu").to(self._actions.device)
 
         partition = shuffled(self._n_states).split(batch_size)
         shares = [shuffled(part.average.n_states).tensor_split(len(partition)) for part in self._parts[1:]]

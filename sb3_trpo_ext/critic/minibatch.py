@@ -38,7 +38,7 @@ def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: Ad
     losses: list[th.Tensor] = []
     with Checkpoint(problem.parameters, optimizer) as start:
         for _ in range(settings.n_critic_updates):
-            permutation = th.randperm(len(problem.returns)).to(problem.returns.device)
+            permutation = th.randperm(len(problem.returns), device="cpu").to(problem.returns.device)
             losses += descent.epoch(permutation)
         descent.finish()
     mean_loss = float(th.stack(losses).mean())

@@ -94,7 +94,9 @@ class AutogradLinearization:
         generator = th.Generator().manual_seed(0)
         squares = []
         for _ in range(_PROBES):
-            signs = (th.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1 for output in self.outputs)
+            signs = (
+                th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) * 2 - 1 for output in self.outputs
+            )
             parts = self._parameters.split(self.vjp(tuple(signs)))
             squares.append(th.stack([part.square().sum() for part in parts]))
         return th.stack(squares).mean(dim=0)

@@ -61,7 +61,7 @@ class GaussianHead(Head):
     kind = Normal
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
-        return th.randn(shape, generator=generator).numpy()
+        return th.randn(shape, generator=generator, device="cpu").numpy()
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return outputs + noise
@@ -83,7 +83,7 @@ class CategoricalHead(Head):
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         tiny = th.finfo(th.float32).tiny
-        return -th.empty(shape).exponential_(generator=generator).clamp_(min=tiny).log_().numpy()
+        return -th.empty(shape, device="cpu").exponential_(generator=generator).clamp_(min=tiny).log_().numpy()
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         perturbed = outputs + noise
@@ -98,7 +98,7 @@ class BernoulliHead(Head):
     kind = Bernoulli
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
-        return th.logit(th.rand(shape, generator=generator), eps=th.finfo(th.float32).eps).numpy()
+        return th.logit(th.rand(shape, generator=generator, device="cpu"), eps=th.finfo(th.float32).eps).numpy()
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return (outputs + noise > 0.0).astype(np.float32)

@@ -117,6 +117,22 @@ def test_gsde(algorithm, squash, sample_freq):
     assert model.outcome_counts.get("accepted", 0) > 0
 
 
+@pytest.mark.parametrize(
+    ("space", "arguments"),
+    [
+        *((space, {}) for space in ACTION_SPACES),
+        ("box", dict(use_sde=True)),
+        ("discrete", dict(critic="gauss_newton")),
+        ("discrete", dict(critic="gauss_newton", policy_kwargs=dict(activation_fn=th.nn.PReLU))),
+    ],
+)
+def test_torchs_default_device_is_the_users_affair(algorithm, space, arguments):
+    model = make(algorithm, env=limited(Walk(ACTION_SPACES[space])), **arguments)
+    with th.device("meta"):  # which holds no numbers, so that whatever is made there by mistake is found out
+        model.learn(64)
+    assert model.outcome_counts == {"accepted": 1}
+
+
 class Dropping(th.nn.Module):
     """Dropout, which evaluation mode stops or not."""
 
