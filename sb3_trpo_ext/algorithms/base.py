@@ -181,6 +181,7 @@ class OnPolicyExt(Updating):
 
         :raises ValueError: naming the argument, what was expected and what came
         """
+        require("device", str(self.device), self.device.type != "mps", 'one with double precision, as "cpu" and "cuda" are')
         require_choice("critic", self.critic, tuple(KEYWORDS_WITHOUT_EFFECT))
         for name in ("n_steps", "batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
             require_count(name, getattr(self, name))

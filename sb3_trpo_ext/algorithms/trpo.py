@@ -57,7 +57,7 @@ class TRPOExt(NaturalGradientExt):
     :param policy_kwargs: additional arguments for the policy
     :param verbose: 0: no output; 1: info, the trust region in one line among it; 2: debug
     :param seed: of the pseudo-random generators
-    :param device: on which to run; "auto" takes a GPU if there is one
+    :param device: on which to run; "auto" takes a CUDA GPU if there is one. It has to have double precision, as "mps" has not
     :param _init_setup_model: whether to build the network on creation
     :param fisher: F as ``"gauss_newton"`` (JᵀMJ, M the KL's Hessian in distribution parameters),
         ``"hessian"`` (of the KL, by double backward), ``"empirical"`` (average outer product of scores);

@@ -153,6 +153,11 @@ def test_a_policy_that_is_another_each_time_is_told_of(algorithm, always):
         model.learn(64)
 
 
+def test_a_device_without_double_precision_is_refused_at_once(algorithm):
+    with pytest.raises(ValueError, match=r"device must be one with double precision.*got 'mps'"):
+        make(algorithm, device="mps")
+
+
 def test_another_environment(algorithm):
     model = make(algorithm)
     model.learn(64)
