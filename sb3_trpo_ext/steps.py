@@ -25,6 +25,9 @@ class StepOutcome(str, Enum):
     """Accepted, then taken back with the whole update, because the critic fit met NaN or infinity."""
     NO_IMPROVEMENT = "no_improvement"
     """No fraction of the step improved L enough within the bound."""
+    BEYOND_RADIUS = "beyond_radius"
+    """The KL of the natural gradient's full step was more than ten times δ, however few steps CG took; raise
+    ``cg_damping`` or lower ``target_kl``."""
     ZERO_GRADIENT = "zero_gradient"
     """Nothing to improve: all advantages are alike."""
     ZERO_RADIUS = "zero_radius"

@@ -21,6 +21,9 @@ from sb3_trpo_ext.steps import Evaluation, StepOutcome, StepReport, obstacle
 # below this, more steps change the direction by less than single precision resolves
 _CG_RTOL = 1e-5
 
+# where the KL is an order of magnitude above the radius, its second derivative no longer says what it is
+_FAR_OFF = 10.0
+
 
 class TrustRegionProblem(Protocol):
     """Maximise L(θ) subject to mean KL(π_old ‖ π_θ) ≤ δ, from θ_old."""
@@ -50,7 +53,8 @@ class TrustRegionReport(StepReport):
     :param fraction: of the full step that was taken
     :param backtracks: candidates refused; None without a search
     :param cg_status: how the solve ended
-    :param cg_iterations: Fisher products spent
+    :param cg_iterations: of the solve that the step came from, each one Fisher product: fewer than the first solve's
+        where its KL was far beyond the bound, see :func:`trust_region_step`
     :param cg_residual: ‖g − (F + λI)x‖ / ‖g‖
     """
 
@@ -88,28 +92,81 @@ class TrustRegionSettings:
     def radius(self) -> float:
         return self.target_kl if self.step_radius is None else self.step_radius
 
+    def is_far_off(self, kl: float) -> bool:
+        """Whether the KL of a full step is far beyond the δ that it was scaled to by its quadratic model. Never where
+        another radius or a step size takes δ's place."""
+        is_of_kl = self.step_size is None and self.step_radius is None
+        return is_of_kl and not kl <= _FAR_OFF * self.target_kl
+
 
 def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings) -> TrustRegionReport:
     """Move the parameters by one trust-region step, or leave them bit for bit (TRPO paper, appendix C).
 
     The step is s = βx with (F + λI)x ≈ g and β = sqrt(2δ / xᵀ(F + λI)x), or another radius in δ's place
     where F is not the KL's Hessian. It is shortened until KL ≤ δ and the improvement of L is positive and
-    at least ``line_search_accept_ratio`` of the expected gᵀs.
+    at least ``line_search_accept_ratio`` of the expected gᵀs. Where no fraction will do and the full step's KL
+    is far beyond δ, see :func:`_along_earlier_iterates`.
 
     :param problem: at θ_old
     :return: what happened; numerical failure is an outcome, never an exception
     """
-    theta_old = problem.parameters.read()
-    objective_old, g = problem.gradient()
+    return _along_earlier_iterates(_searched_step, problem, settings)
+
+
+def natural_gradient_step(problem: TrustRegionProblem, settings: TrustRegionSettings) -> TrustRegionReport:
+    """Move the parameters by the full natural gradient step (Kakade 2001), or leave them bit for bit.
+
+    θ ← θ + αx with (F + λI)x ≈ g. Nothing is searched for, and the KL is reported, not tested, as long as the
+    quadratic model means anything: a step whose KL is far beyond the δ that it was scaled to is not taken, see
+    :func:`_along_earlier_iterates`, nor is one that leads to an L or a KL that is not finite.
+
+    :param problem: at θ_old
+    :return: what happened; numerical failure is an outcome, never an exception
+    """
+    return _along_earlier_iterates(_full_step, problem, settings)
+
+
+def _along_earlier_iterates(
+    attempt: Callable[..., tuple[TrustRegionReport, bool]], problem: TrustRegionProblem, settings: TrustRegionSettings
+) -> TrustRegionReport:
+    """A step along CG's solution; where its KL is far beyond the model's, along the iterate at half the steps, and so on.
+
+    Without much damping F is as good as singular and the solution long: it goes far in directions in which the KL is
+    flat at θ_old and nowhere else, so that ½ sᵀFs says nothing of it. The more exactly (F + λI)x = g is solved, the less
+    the step is then worth: on CartPole with λ = 0 the KL of the full step is δ for the first six iterates of CG and
+    8000 δ at the fifteenth. A least curvature, in proportion to the largest, does not tell them apart: on one batch
+    the KL was still δ at 4·10⁻⁴ of it, on another 5 δ at 4·10⁻³, and what stops there also stops good steps. Nor does
+    plain CG, which loses its way to the solution by rounding, and finds it with more steps. The KL itself tells, so it is
+    asked (as Martens 2010, section 4.6, asks the loss). The iterates of CG lead from the gradient to the solution;
+    an earlier one trusts small curvature less. It is solved for again, which takes no memory and no time unless the
+    step would have been wasted.
+
+    :param attempt: one step with a limit of CG steps: its report, and whether its KL was far off
+    """
+    gradient = problem.gradient()
+    report, far_off = attempt(problem, gradient, settings)
+    while far_off and report.cg_iterations > 1:
+        settings = replace(settings, cg_max_steps=report.cg_iterations // 2)
+        report, far_off = attempt(problem, gradient, settings)
+    return report
+
+
+def _searched_step(
+    problem: TrustRegionProblem, gradient: tuple[float, th.Tensor], settings: TrustRegionSettings
+) -> tuple[TrustRegionReport, bool]:
+    theta_old, (objective_old, g) = problem.parameters.read(), gradient
     proposal, report = propose_step(problem, objective_old, g, settings)
     report = replace(report, backtracks=0)
     if proposal is None:
-        return report
+        return report, False
     step, gain = proposal
+    kls = []
 
     def evaluate(fraction: float) -> Evaluation:
         problem.parameters.write(theta_old + fraction * step)
-        return problem.evaluate()
+        candidate = problem.evaluate()
+        kls.append(candidate.kl)
+        return candidate
 
     def accept(fraction: float, candidate: Evaluation) -> bool:
         improvement = candidate.objective - objective_old
@@ -134,8 +191,8 @@ def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings
     )
     if not search.accepted:
         problem.parameters.write(theta_old)
-        return replace(report, outcome=StepOutcome.NO_IMPROVEMENT)
-    return replace(
+        return replace(report, outcome=StepOutcome.NO_IMPROVEMENT), settings.is_far_off(kls[0])
+    report = replace(
         report,
         outcome=StepOutcome.ACCEPTED,
         objective=search.value.objective,
@@ -143,45 +200,42 @@ def trust_region_step(problem: TrustRegionProblem, settings: TrustRegionSettings
         fraction=search.fraction,
         step_norm=float((problem.parameters.read() - theta_old).norm()),
     )
+    return report, False
 
 
-def natural_gradient_step(problem: TrustRegionProblem, settings: TrustRegionSettings) -> TrustRegionReport:
-    """Move the parameters by the full natural gradient step (Kakade 2001), or leave them bit for bit.
-
-    θ ← θ + αx with (F + λI)x ≈ g. Nothing is searched for, and the KL is reported, not tested: only a step
-    that leads to an L or a KL that is not finite is taken back.
-
-    :param problem: at θ_old
-    :return: what happened; numerical failure is an outcome, never an exception
-    """
+def _full_step(
+    problem: TrustRegionProblem, gradient: tuple[float, th.Tensor], settings: TrustRegionSettings
+) -> tuple[TrustRegionReport, bool]:
     theta_old = problem.parameters.read()
-    proposal, report = propose_step(problem, *problem.gradient(), settings)
+    proposal, report = propose_step(problem, *gradient, settings)
     if proposal is None:
-        return report
+        return report, False
     with restored_on_error(problem.parameters):
         problem.parameters.write(theta_old + proposal.step)
         candidate = problem.evaluate()
     step_norm = float((problem.parameters.read() - theta_old).norm())
     report = replace(report, candidate_kl=candidate.kl, expected_improvement=proposal.gain)
-    report = report.landed(step_norm, candidate)
-    if report.outcome is StepOutcome.ACCEPTED:
-        return replace(report, fraction=1.0)
+    landed, far_off = report.landed(step_norm, candidate), settings.is_far_off(candidate.kl)
+    if landed.outcome is StepOutcome.ACCEPTED and not far_off:
+        return replace(landed, fraction=1.0), False
     problem.parameters.write(theta_old)
-    return report
+    if landed.outcome is StepOutcome.ACCEPTED:
+        landed = replace(report, outcome=StepOutcome.BEYOND_RADIUS, improvement=landed.improvement)
+    return landed, far_off
 
 
 def adapted_radius(radius: float, report: TrustRegionReport, bounds: tuple[float, float]) -> float:
     """The radius for the next step (Nocedal & Wright 2006, algorithm 4.1).
 
-    With ρ = improvement / gᵀs: halved for ρ < 1/4, a step that found no improvement or one that led to something not
-    finite, doubled for ρ > 3/4 if the full step was taken. The radius is that of ½ sᵀFs, so that the step's length
-    changes by sqrt(2).
+    With ρ = improvement / gᵀs: halved for ρ < 1/4, a step that found no improvement or one that led far beyond the
+    radius or to something not finite, doubled for ρ > 3/4 if the full step was taken. The radius is that of ½ sᵀFs, so
+    that the step's length changes by sqrt(2).
 
     :param report: of the last step; outcomes that say nothing of the radius leave it as it is
     :param bounds: the least and the greatest radius
     """
     accepted, expected = report.outcome is StepOutcome.ACCEPTED, report.expected_improvement
-    too_long = report.outcome in (StepOutcome.NO_IMPROVEMENT, StepOutcome.NON_FINITE_STEP)
+    too_long = report.outcome in (StepOutcome.NO_IMPROVEMENT, StepOutcome.BEYOND_RADIUS, StepOutcome.NON_FINITE_STEP)
     if too_long or (accepted and report.improvement < 0.25 * expected):
         radius = 0.5 * radius
     elif accepted and report.improvement > 0.75 * expected and report.fraction == 1.0:

@@ -215,6 +215,50 @@ def test_a_step_that_overflows_is_an_outcome():
     assert report.outcome is StepOutcome.NON_FINITE_STEP and report.outcome.is_fault
 
 
+# -- where F is as good as singular ----------------------------------------------------------------------
+
+
+class FlatAtTheStart(Quadratic):
+    """Directions in which the KL is nearly flat at θ_old, and nowhere else."""
+
+    def __init__(self, wall=1.0):
+        curvature = th.tensor([1.0, 0.3, 1e-5, 1e-6], dtype=th.float64)
+        super().__init__(th.tensor([1.0, 1.0, 0.02, 0.02], dtype=th.float64), th.diag(curvature))
+        self.wall = wall
+
+    def evaluate(self):
+        objective, kl = super().evaluate()
+        return Evaluation(objective, kl + self.wall * float(self.parameter.detach().pow(4).sum()))
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-8])
+@pytest.mark.parametrize("max_steps", [3, 4, 100])
+@pytest.mark.parametrize("step", [trust_region_step, natural_gradient_step])
+def test_a_step_that_nearly_flat_directions_lead_far_beyond_the_radius_is_taken_along_an_earlier_iterate(
+    step, max_steps, damping
+):
+    problem = FlatAtTheStart()
+    report = step(problem, TrustRegionSettings(0.02, cg_damping=damping, cg_max_steps=max_steps))
+    assert report.outcome is StepOutcome.ACCEPTED and 0.005 < report.kl <= (0.02 if step is trust_region_step else 0.2)
+    assert report.cg_iterations < max_steps and report.cg_iterations < problem.products
+    assert report.improvement > 0.5 * report.expected_improvement > 0.0
+
+
+def test_a_step_that_is_far_beyond_the_radius_along_every_iterate_is_refused():
+    problem = FlatAtTheStart(wall=1e6)
+    report = natural_gradient_step(problem, SETTINGS)
+    assert report.outcome is StepOutcome.BEYOND_RADIUS and not report.outcome.is_fault
+    assert th.equal(problem.parameters.read(), th.zeros(4, dtype=th.float64))
+    assert report.kl == report.fraction == report.step_norm == 0.0
+    assert report.candidate_kl > 10 * report.target_kl and report.cg_iterations == 1
+
+
+def test_a_search_that_fails_where_the_kl_is_as_predicted_is_not_tried_again():
+    problem = Quadratic(th.randn(30, dtype=th.float64), spd(30, 2), concavity=1e6)
+    report = rejected(problem, TrustRegionSettings(0.02, cg_damping=0.1, cg_max_steps=7))
+    assert report.outcome is StepOutcome.NO_IMPROVEMENT and report.cg_iterations == problem.products == 7
+
+
 # -- the natural gradient step --------------------------------------------------------------------------
 
 
@@ -301,6 +345,7 @@ def test_a_radius_of_zero_is_an_outcome_without_a_product(step):
         ("accepted", 0.2, 1.0, 0.5),
         ("accepted", -3.0, 1.0, 0.5),
         ("no_improvement", -1.0, 0.0, 0.5),
+        ("beyond_radius", 0.9, 0.0, 0.5),
         ("undone", 0.9, 1.0, 1.0),
         ("zero_gradient", math.nan, 0.0, 1.0),
         ("non_finite_step", math.nan, 0.0, 0.5),

@@ -25,7 +25,10 @@ class NPGExt(NaturalGradientExt):
     ``fisher="empirical"`` F is the average of ∇log π ∇log πᵀ over the samples, as in sample-based NPG; with
     ``fisher="identity"`` this is the plain policy gradient, α = sqrt(2 ``step_radius``) / ‖g‖.
 
-    The KL of the step is logged, not tested: a step is taken back only where it leads to something not finite.
+    The KL of the step is logged, not tested, up to ten times δ: beyond that F says nothing of the KL. Such a step is
+    tried with half the conjugate gradient steps, and so on, as with little ``cg_damping`` the last of them lead far; if
+    the KL is still beyond ten times δ after the first, the outcome is ``beyond_radius`` and the policy stays as it was. So it
+    does where a step leads to something not finite.
     The keywords that are not listed are those of :class:`~sb3_trpo_ext.TRPOExt`, with the same defaults.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)

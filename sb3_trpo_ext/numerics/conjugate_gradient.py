@@ -26,6 +26,8 @@ class CGStatus(str, Enum):
     """b = 0, so x = 0: there is nothing to solve."""
     NON_POSITIVE_CURVATURE = "non_positive_curvature"
     """pᵀAp ≤ 0: A is not positive definite; raise the damping."""
+    SINGULAR = "singular"
+    """pᵀAp is no more than rounding beside the largest curvature met: x solves the system in all directions before."""
     NON_FINITE = "non_finite"
     """NaN or infinity in b or in a product: look at the data that A and b were built from."""
 
@@ -58,7 +60,9 @@ def conjugate_gradient(
     """Solve A x = b for symmetric positive definite A (Hestenes & Stiefel 1952), from x = 0.
 
     Stopping rule: ‖b − Ax‖ ≤ max(rtol·‖b‖, atol). Each step takes one product; no random numbers
-    are used. Residuals are reorthogonalised, which keeps as many vectors (P,) as there are steps, 128
+    are used. A direction whose curvature pᵀAp / pᵀp is below the machine epsilon times the largest met is not
+    taken: its product is rounding alone, and dividing by it would blow the step up. That is no fault of A's, which
+    may well be singular. Residuals are reorthogonalised, which keeps as many vectors (P,) as there are steps, 128
     at the most. The recursion's residual drifts from b − Ax on ill-conditioned systems, so by default
     the end is checked with one more product: a convergence that the recomputed residual does not
     bear out is not claimed, and the run goes on from that residual while steps are left.
@@ -113,14 +117,18 @@ def _recursion(
     rounding makes CG take more than P steps even on well-conditioned systems.
     """
     p, rr = r, float(r @ r)
+    pp, largest, epsilon = rr, 0.0, th.finfo(r.dtype).eps
     directions = r.new_empty(min(max_steps, _KEPT_RESIDUALS), len(r))
     for step in range(max_steps):
         Ap = matvec(p)
         pAp = float(p @ Ap)
         if not math.isfinite(pAp):
             return x, r, CGStatus.NON_FINITE, step
+        if abs(pAp) < epsilon * largest * pp:
+            return x, r, CGStatus.SINGULAR, step
         if pAp <= 0.0:
             return x, r, CGStatus.NON_POSITIVE_CURVATURE, step
+        largest = max(largest, pAp / pp)
         alpha = rr / pAp
         th.div(r, math.sqrt(rr), out=directions[step % len(directions)])
         known = directions[: step + 1]
@@ -130,6 +138,7 @@ def _recursion(
         if not (math.isfinite(rr_next) and math.isfinite(alpha)):
             return x, r, CGStatus.NON_FINITE, step
         p = th.add(r_next, p, alpha=rr_next / rr)
+        pp = rr_next + (rr_next / rr) ** 2 * pp  # as r_next and p are orthogonal
         x, r, rr = x_next, r_next, rr_next
         if math.sqrt(rr) <= tolerance:
             return x, r, CGStatus.CONVERGED, step + 1

@@ -57,6 +57,22 @@ def test_in_the_l2_ball_trpo_tests_the_kl_and_npg_logs_it():
     assert trpo.backtracks > 0 and 0 < trpo.kl <= 1e-3 < npg.kl
 
 
+@BOTH
+@pytest.mark.parametrize("damping, max_steps", [(0.0, 15), (0.0, 100), (1e-6, 15)])
+def test_without_damping_training_goes_on_within_the_radius(algorithm, damping, max_steps):
+    kls = []
+
+    class Watched(algorithm):
+        def _adapt(self, report):
+            super()._adapt(report)
+            kls.append(report.kl)
+
+    model = Watched("MlpPolicy", "CartPole-v1", n_steps=512, cg_damping=damping, cg_max_steps=max_steps, seed=0, device="cpu")
+    model.learn(4 * 512)
+    assert model.outcome_counts == {"accepted": 4}
+    assert all(0.0 < kl <= (0.01 if algorithm is TRPOExt else 0.1) for kl in kls)
+
+
 # -- schedules --------------------------------------------------------------------------------------------
 
 

@@ -112,6 +112,23 @@ def test_non_positive_curvature(matrix):
     assert th.isfinite(solution.x).all()
 
 
+@pytest.mark.parametrize("dtype", [th.float32, th.float64])
+@pytest.mark.parametrize("rank", [1, 5, 20])
+@pytest.mark.parametrize("in_range", [True, False])
+def test_a_singular_matrix_is_no_fault(dtype, rank, in_range):
+    generator = th.Generator().manual_seed(rank)
+    basis = th.linalg.qr(th.randn(60, 60, generator=generator, dtype=th.float64))[0][:, :rank].to(dtype)
+    scale = th.logspace(0, -2, rank, dtype=dtype)
+    b = basis @ th.randn(rank, generator=generator).to(dtype) if in_range else th.randn(60, generator=generator).to(dtype)
+    solution = conjugate_gradient(
+        lambda v: basis @ (scale * (basis.T @ v)), b, max_steps=100, rtol=0.0, recompute_residual=False
+    )
+    assert solution.status in (CGStatus.SINGULAR, CGStatus.CONVERGED, CGStatus.STEP_LIMIT)
+    assert bool(th.isfinite(solution.x).all())
+    if in_range:
+        th.testing.assert_close(basis.T @ solution.x, (basis.T @ b) / scale, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_not_finite_in_b_or_in_a_product(bad):
     b = th.ones(3, dtype=th.float64)
