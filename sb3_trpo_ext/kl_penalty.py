@@ -69,7 +69,7 @@ def kl_penalty_step(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, se
         target_kl=settings.target_kl,
         gradient_norm=float(g.double().norm()),
     )
-    reason = obstacle(objective_old, report.gradient_norm)
+    reason = obstacle(len(problem.parameters), objective_old, report.gradient_norm)
     if reason is not None:
         # Adam would move on from its momentum even where there is nothing to improve
         return replace(report, outcome=reason)

@@ -30,6 +30,8 @@ class StepOutcome(str, Enum):
     ``cg_damping`` or lower ``target_kl``."""
     ZERO_GRADIENT = "zero_gradient"
     """Nothing to improve: all advantages are alike."""
+    NO_PARAMETERS = "no_parameters"
+    """Nothing to move: the action distribution depends on no parameter that is not frozen."""
     ZERO_RADIUS = "zero_radius"
     """The schedule of the radius has come to 0."""
     NON_POSITIVE_CURVATURE = "non_positive_curvature"
@@ -85,8 +87,10 @@ class StepReport:
         return replace(self, outcome=StepOutcome.UNDONE, objective=self.objective - self.improvement, kl=0.0, step_norm=0.0)
 
 
-def obstacle(objective: float, gradient_norm: float) -> StepOutcome | None:
-    """Why there is no step to be made from L(θ_old) and ‖g‖, if so."""
+def obstacle(n_parameters: int, objective: float, gradient_norm: float) -> StepOutcome | None:
+    """Why there is no step to be made from P, L(θ_old) and ‖g‖, if so."""
+    if n_parameters == 0:
+        return StepOutcome.NO_PARAMETERS
     if not (math.isfinite(objective) and math.isfinite(gradient_norm)):
         return StepOutcome.NON_FINITE_GRADIENT
     return StepOutcome.ZERO_GRADIENT if gradient_norm == 0.0 else None

@@ -266,7 +266,7 @@ def propose_step(
         target_kl=settings.target_kl if math.isfinite(settings.target_kl) else None,
         gradient_norm=float(g.double().norm()),
     )
-    reason = obstacle(objective_old, report.gradient_norm)
+    reason = obstacle(len(problem.parameters), objective_old, report.gradient_norm)
     if reason is not None:
         return None, replace(report, outcome=reason)
     if settings.radius == 0.0 and settings.step_size is None:

@@ -120,7 +120,8 @@ def test_damping_grows_where_no_step_lowers_the_loss():
     problem = problem_of(network, x, returns)
     problem.loss = iter([1.0] + [2.0] * 100).__next__
     phi = problem.parameters.read()
-    _, damping = fit_gauss_newton(problem, 0.5, GaussNewtonSettings(steps=1))
+    report, damping = fit_gauss_newton(problem, 0.5, GaussNewtonSettings(steps=1))
+    assert report.outcome is FitOutcome.UNCHANGED
     assert damping == 1.0 and th.equal(problem.parameters.read(), phi)
 
 
@@ -149,6 +150,94 @@ def test_tiny_errors_do_not_divide_by_zero():
         parameter.data.zero_()
     report, _ = fit_gauss_newton(problem_of(network, x.float(), th.full((64,), 1e-24)), 0.1, GaussNewtonSettings())
     assert report.outcome is FitOutcome.FITTED
+
+
+def critic_and_states(activation, n, seed=0):
+    """A network of the size and the start of SB3's critics."""
+    th.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 1))
+    return network, th.randn(n, 4)
+
+
+def explained(network, x, returns):
+    errors = (returns - network(x).flatten().detach()).double()
+    return 1.0 - float(errors.var() / returns.double().var())
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize(
+    "scale, offset", [(1e-6, 0.0), (300.0, 0.0), (1e6, 0.0), (1e9, 0.0), (1e14, 0.0), (10.0, 100.0), (1e9, 100.0)]
+)
+@pytest.mark.parametrize("mlp", [True, False])
+def test_a_fit_moves_at_any_scale_of_the_returns(mlp, scale, offset, activation):
+    network, x = critic_and_states(activation, 512)
+    returns = scale * (th.sin(x.sum(dim=1)) + 0.5 * x[:, 0] * x[:, 1] + offset)
+    read, head = ((DenseNetwork.read([network]), x) if mlp else None), network[-1]
+    parameters, damping = FlatParameters(network.parameters()), 0.1
+    for _ in range(8):
+        problem = CriticProblem(lambda rows: network(x[rows]), returns, parameters, mlp=read, head=head)
+        report, damping = fit_gauss_newton(problem, damping, GaussNewtonSettings())
+        assert report.outcome is FitOutcome.FITTED
+    assert explained(network, x, returns) > 0.35
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("scale", [1e6, 1e9])
+def test_a_fit_of_a_network_whose_output_layer_is_not_known_comes_to_move(scale, activation):
+    network, x = critic_and_states(activation, 512)
+    returns = scale * (th.sin(x.sum(dim=1)) + 0.5 * x[:, 0] * x[:, 1])
+    problem, damping = problem_of(network, x, returns, mlp=True), 0.1
+    for _ in range(20):
+        _, damping = fit_gauss_newton(problem, damping, GaussNewtonSettings())
+    assert explained(network, x, returns) > 0.2
+
+
+def test_the_damping_of_an_archive_that_stood_still_does_not_hold_back_the_next_fit():
+    network, x = critic_and_states(nn.ReLU, 512)
+    returns = 1e6 * th.sin(x.sum(dim=1))
+    problem = problem_of(network, x, returns, mlp=True, head=network[-1])
+    _, damping = fit_gauss_newton(problem, 1e4, GaussNewtonSettings())
+    assert damping < 1.0 and explained(network, x, returns) > 0.4
+
+
+def test_a_small_batch_does_not_undo_what_was_learned_from_larger_ones():
+    """Ten states near a goal, say, whose returns are tiny: V is right elsewhere."""
+    network, x, returns = network_and_data(400)
+    problem, damping = problem_of(network, x, returns, mlp=True, head=network[-1]), 0.1
+    for _ in range(20):
+        _, damping = fit_gauss_newton(problem, damping, GaussNewtonSettings())
+    few = problem_of(network, x[:10], 1e-9 * returns[:10], mlp=True, head=network[-1])
+    fit_gauss_newton(few, damping, GaussNewtonSettings(steps=1))
+    assert explained(network, x, returns) > 0.5
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_a_module_that_only_looks_like_the_output_layer_is_left_alone(mlp):
+    network, x, returns = network_and_data(400)
+    network[-1].bias.data += 50.0
+    decoy = nn.Linear(2, 1).double()
+    problem = problem_of(network, x, 1e9 * returns, mlp, head=decoy)
+    kept = decoy.weight.clone()
+    fit_gauss_newton(problem, 0.1, GaussNewtonSettings())
+    assert th.equal(decoy.weight, kept)
+    first = problem_of(network, x, 1e9 * returns, mlp, head=network[0])  # V is not made constant by it
+    phi = first.parameters.read()
+    assert not first.make_constant(2.0 * first.loss()) or float(network(x).std()) == 0.0
+    first.parameters.write(phi)
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+@pytest.mark.parametrize("returns", [0.0, 3.0])
+def test_a_critic_that_does_not_depend_on_its_parameters_here_is_unchanged(mlp, returns):
+    network, x, _ = network_and_data()
+    nn.init.zeros_(network[2].weight)
+    parameters = FlatParameters(network[0].parameters())
+    read = (DenseNetwork.read([network]), x) if mlp else None
+    problem = CriticProblem(lambda rows: network(x[rows]), th.full((64,), returns).double(), parameters, mlp=read)
+    phi = parameters.read()
+    report, damping = fit_gauss_newton(problem, 0.5, GaussNewtonSettings())
+    assert report.outcome is FitOutcome.UNCHANGED and math.isfinite(report.loss) and math.isfinite(damping)
+    assert th.equal(parameters.read(), phi)
 
 
 def adam_of(network, **kwargs):

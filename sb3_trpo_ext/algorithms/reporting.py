@@ -1,4 +1,4 @@
-"""What is said of an update: the log keys of a policy step, and the quantities that faults are named by."""
+"""What is logged of an update."""
 
 from __future__ import annotations
 
@@ -10,51 +10,18 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo_ext.checks import warn_user
 from sb3_trpo_ext.distributions import family_of
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.observations import leaves
-from sb3_trpo_ext.sampling.actor import LARGEST_USABLE
-from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.steps import StepOutcome, StepReport
 from sb3_trpo_ext.trust_region import TrustRegionReport
-
-LARGEST_RETURN = 1e10
-"""Beyond this, one reward would take the critic so far from all others that it does not come back."""
-
-FAULTY_QUANTITY = {
-    StepOutcome.NON_FINITE_GRADIENT: "gradient",
-    StepOutcome.NON_FINITE_CURVATURE: "curvature",
-    StepOutcome.NON_FINITE_STEP: "step",
-}
 
 _ROUNDING = 1e-5
 """A KL, in nats, that single precision may make of two passes over the same states."""
 
 _LOGGED_ELSEWHERE = frozenset(("outcome", "objective", "kl", "cg_status"))
-
-
-def unusable_quantity(buffer: RolloutBuffer, samples: RolloutBufferSamples) -> str | None:
-    """The first quantity of the rollout that holds NaN, infinite or huge entries, by name."""
-    quantities = {
-        "rewards": (th.as_tensor(buffer.rewards, device="cpu"), LARGEST_RETURN),
-        "observations": (samples.observations, LARGEST_USABLE),
-        "values": (samples.old_values, LARGEST_RETURN),
-        "advantages": (samples.advantages, LARGEST_RETURN),
-        "returns": (samples.returns, LARGEST_RETURN),
-    }
-    branches = buffer.branches if isinstance(buffer, VineRolloutBuffer) else None
-    if branches is not None:
-        quantities["branch returns"] = th.as_tensor(branches.q_values, device="cpu"), LARGEST_RETURN
-    for name, (batch, limit) in quantities.items():
-        for leaf in leaves(batch):
-            # not (… <= …), so that NaN counts; as Python's floats, because half precision would make the limit infinite
-            if leaf.is_floating_point() and not leaf.abs().max().item() <= limit:
-                return name
-    return None
 
 
 def warn_of_unheld(parameters: FlatParameters, optimizer: th.optim.Optimizer, whose: str) -> None:

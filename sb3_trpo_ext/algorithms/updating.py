@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_trpo_ext.algorithms.collecting import Collecting
+from sb3_trpo_ext.algorithms.faults import FAULTY_QUANTITY, Fault, Watch, require_trainable
 from sb3_trpo_ext.algorithms.reporting import (
-    FAULTY_QUANTITY,
     record_explained_variance,
     record_policy_step,
-    unusable_quantity,
     warn_of_randomness,
     warn_of_unheld,
 )
@@ -42,7 +41,7 @@ from sb3_trpo_ext.standard_policies import (
     mlp_critic,
     overrides,
 )
-from sb3_trpo_ext.steps import StepReport
+from sb3_trpo_ext.steps import StepOutcome, StepReport
 
 _SOME_STATES = 64
 
@@ -72,28 +71,41 @@ class Updating(Collecting):
         """What a subclass's arguments say of F: keywords of :class:`PolicyProblem`."""
         return {}
 
+    # -- what is watched -----------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._watch = Watch()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        require_trainable(self.policy)
+        self._watch.updates_before = self._n_updates
+        return super()._setup_learn(*args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_watch"]
+
     # -- the update ----------------------------------------------------------------------------------
 
+    @th.enable_grad()
     def train(self) -> None:
         """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
         self._update_learning_rate(self.policy.optimizer)
         samples = next(iter(self.rollout_buffer.get(batch_size=None)))
         self.report = None
-        fault = unusable_quantity(self.rollout_buffer, samples)
+        fault = self._watch.fault_in(self.rollout_buffer, samples)
         if fault is None:
             record_explained_variance(self.logger, self.rollout_buffer)
             fault = self._update(samples)
         if fault is not None:
             self._count("faults")
-            warnings.warn(
-                f"update skipped: NaN, infinite or huge {fault}; policy and critic keep their last good parameters",
-                stacklevel=2,
-            )
         self._n_updates += 1
         self._log_update()
+        outcome = None if self.report is None else self.report.outcome
+        self._watch.note(self._n_updates, outcome, fault, self._current_progress_remaining)
 
-    def _update(self, samples: RolloutBufferSamples) -> str | None:
-        """Policy step and critic fit; the quantity whose fault undid both, if there was one."""
+    def _update(self, samples: RolloutBufferSamples) -> Fault | None:
+        """Policy step and critic fit; the fault that undid both, if there was one."""
         statistics = [buffer.clone() for buffer in self.policy.buffers()]
         self._refresh_running_statistics(samples)
         # dropout and batch statistics would make π_old a moving target
@@ -104,7 +116,8 @@ class Updating(Collecting):
             report = self._update_policy(problem)
         if isinstance(self.rollout_buffer, VineRolloutBuffer):
             record_weights(self, self.rollout_buffer, samples)
-        fault = FAULTY_QUANTITY.get(report.outcome)
+        fault = Fault(FAULTY_QUANTITY[report.outcome]) if report.outcome in FAULTY_QUANTITY else None
+        fit = CriticReport(FitOutcome.NO_PARAMETERS)
         if fault is None and self.critic != "none":
             with self._timed("critic"):
                 fit = self._fit_critic(samples, problem.parameters)
@@ -112,7 +125,11 @@ class Updating(Collecting):
             if fit.outcome is FitOutcome.NON_FINITE:
                 start.restore()
                 report = report.undone()
-                fault = "value loss"
+                fault = Fault("value loss")
+            elif fit.outcome is not FitOutcome.FITTED:
+                self._count(f"critic_{fit.outcome.value}")
+        if report.outcome is StepOutcome.NO_PARAMETERS and fit.outcome is FitOutcome.NO_PARAMETERS:
+            raise ValueError("nothing is trainable: the action distribution depends on no parameter that is not frozen, nor V")
         self.report = report
         self._adapt(report)
         self._count(report.outcome.value)
@@ -198,6 +215,7 @@ class Updating(Collecting):
             parameters,
             chunk_size=chunk_size,
             mlp=mlp,
+            head=getattr(self.policy, "value_net", None),
         )
 
     def _refresh_running_statistics(self, samples: RolloutBufferSamples) -> None:

@@ -23,7 +23,11 @@ class GaussNewtonSettings:
     prior: float = 30.0
     """λ is at least prior / B: the fewer the states, the more the old φ weighs."""
     max_candidates: int = 5
-    max_damping: float = 1e4
+    max_damping: float = 1e12
+    restart_damping: float = 0.1
+    """λ of a fit that starts from a constant V, at most: one that was found for another V says nothing of it."""
+    largest_ratio: float = 1000.0
+    """Of V's and the returns' sizes: beyond this V is no start for a fit."""
 
 
 def fit_gauss_newton(problem: CriticProblem, damping: float, settings: GaussNewtonSettings) -> tuple[CriticReport, float]:
@@ -32,18 +36,52 @@ def fit_gauss_newton(problem: CriticProblem, damping: float, settings: GaussNewt
     A step is halved until the loss falls; λ shrinks where the quadratic model predicted the
     decrease well and grows where it did not (Nocedal & Wright 2006, ch. 4 and 10; Martens 2010).
 
+    λ is a pure number, as JᵀJ is taken in units in which its diagonal is 1 on average. What does depend on the unit of the
+    returns is a V of another size: hidden layers would have to move far beyond where V is linear in them to make up for
+    an output layer that is orders of magnitude too small, so that no step lowers the loss, or they saturate. So where
+    V is no start for a fit, the fit starts from the constant V that is best. There J is 0 but for the output layer, in
+    which V is linear: the first step gives that layer its size, in whatever unit, and the next ones move all layers.
+
     :param damping: λ to start from
     :return: what the fit did, and the λ to go on from
     """
     phi, loss_start = problem.parameters.read(), problem.loss()
     loss, adapted = loss_start, damping
     with restored_on_error(problem.parameters):
-        for _ in range(settings.steps):
-            loss, adapted = _levenberg_marquardt_step(problem, loss, adapted, settings)
+        restart = not _is_start(problem, loss_start, settings) and problem.make_constant(2.0 * loss_start)
+        if not restart:
+            loss, adapted = _steps(problem, loss_start, damping, settings)
+            stands_still = loss == loss_start > 0.0 and _outweighs_phi(problem, settings)
+            restart = stands_still and problem.make_constant(2.0 * loss_start)
+        if restart:
+            loss, restarted = _steps(problem, problem.loss(), min(damping, settings.restart_damping), settings)
+            adapted = restarted if loss < loss_start else adapted
     if not (math.isfinite(loss) and bool(th.isfinite(problem.parameters.read()).all())):
         problem.parameters.write(phi)
         return CriticReport(FitOutcome.NON_FINITE, loss_start), damping
+    if not loss < loss_start:
+        problem.parameters.write(phi)
+        return CriticReport(FitOutcome.UNCHANGED, loss_start), adapted
     return CriticReport(FitOutcome.FITTED, loss), adapted
+
+
+def _is_start(problem: CriticProblem, loss: float, settings: GaussNewtonSettings) -> bool:
+    """Whether V is of the returns' size. One that is too large may be right elsewhere, unless the batch is large."""
+    values, returns = problem.sizes()
+    is_too_small = settings.largest_ratio * values < returns
+    is_too_large = settings.largest_ratio * returns < math.sqrt(loss) and _outweighs_phi(problem, settings)
+    return not (is_too_small or is_too_large)
+
+
+def _outweighs_phi(problem: CriticProblem, settings: GaussNewtonSettings) -> bool:
+    """Whether what the states say of φ outweighs what the old φ did, by an order of magnitude."""
+    return len(problem.returns) >= 10.0 * settings.prior
+
+
+def _steps(problem: CriticProblem, loss: float, damping: float, settings: GaussNewtonSettings) -> tuple[float, float]:
+    for _ in range(settings.steps):
+        loss, damping = _levenberg_marquardt_step(problem, loss, damping, settings)
+    return loss, damping
 
 
 def _levenberg_marquardt_step(

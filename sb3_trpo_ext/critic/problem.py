@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch as th
+from torch import nn
 
 from sb3_trpo_ext.numerics.averages import StateAverage
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
@@ -27,6 +28,8 @@ class FitOutcome(str, Enum):
     """What became of a critic fit."""
 
     FITTED = "fitted"
+    UNCHANGED = "unchanged"
+    """No step lowered the error, so that V is as it was: it fits as well as it can, or it does not depend on φ here."""
     NO_PARAMETERS = "no_parameters"
     """Every parameter of V is also the policy's: there is nothing that a fit may move."""
     NON_FINITE = "non_finite"
@@ -53,6 +56,7 @@ class CriticProblem:
     :param parameters: φ, the parameters that the fit may move
     :param chunk_size: states in one pass
     :param mlp: V as a dense network on fixed inputs (B, in), if that is what it is
+    :param head: the module that V is the output of, if known
     """
 
     def __init__(
@@ -63,11 +67,13 @@ class CriticProblem:
         *,
         chunk_size: int = 2**14,
         mlp: tuple[DenseNetwork, Indexed] | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         self.returns = returns
         self.parameters = parameters
         self._values_of = values_of
         self.mlp = mlp
+        self._head = head
         self._average = StateAverage(len(returns), chunk_size)
 
     def values(self, rows: Rows) -> th.Tensor:
@@ -90,6 +96,30 @@ class CriticProblem:
 
         return float(self._average(squared_errors))
 
+    @th.no_grad()
+    def sizes(self) -> tuple[float, float]:
+        """Root mean squares of V and of R, over all states."""
+        values = self._average(lambda rows: self.values(rows).double().square().sum())
+        return math.sqrt(values), math.sqrt(self.returns.double().square().mean())
+
+    @th.no_grad()
+    def make_constant(self, largest_loss: float) -> bool:
+        """Make V the mean of R by way of its output layer, or leave it.
+
+        :param largest_loss: to leave it if the loss would be larger, or not finite
+        :return: whether it was done: φ must have weight and bias of a linear output layer
+        """
+        head = self._head
+        if type(head) is not nn.Linear or head.weight not in self.parameters or head.bias not in self.parameters:
+            return False
+        phi = self.parameters.read()
+        head.weight.zero_()
+        head.bias.fill_(float(self.returns.double().mean()))
+        if self.loss() <= largest_loss < math.inf:
+            return True
+        self.parameters.write(phi)
+        return False
+
     def linearize(self) -> tuple[th.Tensor, Matvec, th.Tensor]:
         """(1/B) Jᵀ(R − V), which is −½ ∇loss; v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ; and the scales of φ.
 
@@ -108,7 +138,9 @@ class CriticProblem:
         squares = self._average(lambda rows: linearization(rows).block_squares())
         sizes = th.tensor(self.parameters.sizes, device=squares.device)
         scales = (squares / sizes).sqrt().repeat_interleave(sizes)
-        return self._average(pull_back_errors), curvature, scales.clamp(min=_LEAST_SCALE * float(scales.max()))
+        # where J is 0 there is nothing to scale
+        least = _LEAST_SCALE * float(scales.max()) or 1.0
+        return self._average(pull_back_errors), curvature, scales.clamp(min=least)
 
     def _linearization(self, rows: slice) -> Linearization:
         if self.mlp is not None:

@@ -94,13 +94,24 @@ def test_a_schedule_of_the_radius(algorithm, target_kl):
 
 @BOTH
 def test_a_schedule_is_saved_as_sb3s_own(algorithm, tmp_path):
-    model = make(algorithm, target_kl="lin_0.02").learn(64)
+    model = make(algorithm, target_kl="lin_0.02").learn(128)
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=limited(Walk()), device="cpu")
     assert type(loaded.target_kl) is LinearSchedule and loaded.target_kl(1.0) == 0.02
-    loaded.learn(64)
+    loaded.learn(128)
     again = algorithm.load(tmp_path / "model", device="cpu", target_kl="lin_0.5")
     assert again.target_kl(1.0) == 0.5
+
+
+@BOTH
+def test_a_learn_of_one_rollout_says_that_its_schedule_has_come_to_zero(algorithm):
+    model = make(algorithm, target_kl="lin_0.02")
+    for reset in (True, False):
+        with pytest.warns(UserWarning, match="this learn.. has made no step: it was one rollout long") as caught:
+            model.learn(64, reset_num_timesteps=reset)
+        assert len(caught) == 1
+    model.learn(128)  # the last update of several is none of these
+    assert model.outcome_counts == {"zero_radius": 3, "accepted": 1}
 
 
 @pytest.mark.parametrize("bad", ["lin_0", lambda _: -1.0, "cos_0.1", "lin_-1"])
