@@ -15,6 +15,7 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
+from torch import distributions as td
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn.functional import log_softmax, softmax
 
@@ -26,7 +27,10 @@ class DistributionFamily(ABC):
 
     @abstractmethod
     def freeze(self, distribution: Distribution) -> Any:
-        """What :meth:`kl` needs to know of π_old; the distribution must have been made without a graph."""
+        """What :meth:`kl` needs to know of π_old; the distribution must have been made without a graph.
+
+        Tensors may share memory with θ: whoever keeps them makes copies through :func:`map_tensors`.
+        """
 
     @abstractmethod
     def kl(self, old: Any, new: Distribution) -> th.Tensor:
@@ -149,18 +153,17 @@ class BernoulliFamily(ParametricFamily):
 class GenericFamily(DistributionFamily):
     """Any distribution whose torch distribution has a registered KL; M unknown."""
 
-    def freeze(self, distribution: Distribution) -> Distribution:
-        # a policy refills one Distribution object at every call
-        return copy.copy(distribution)
+    def freeze(self, distribution: Distribution) -> Any:
+        # a policy refills one Distribution object at every call, with new distributions of torch
+        return distribution.distribution
 
-    def kl(self, old: Distribution, new: Distribution) -> th.Tensor:
-        pairs = zip(_as_list(old.distribution), _as_list(new.distribution), strict=True)
+    def kl(self, old: Any, new: Distribution) -> th.Tensor:
+        pairs = zip(_as_list(old), _as_list(new.distribution), strict=True)
         terms = [kl_divergence(p, q) for p, q in pairs]
         return th.stack([term.flatten(1).sum(dim=1) if term.ndim > 1 else term for term in terms]).sum(dim=0)
 
-    def averaged_dimensions(self, old: Distribution) -> int:
-        distribution = old.distribution
-        return 1 if isinstance(distribution, (list, tuple)) else math.prod(distribution.batch_shape[1:])
+    def averaged_dimensions(self, old: Any) -> int:
+        return 1 if isinstance(old, (list, tuple)) else math.prod(old.batch_shape[1:])
 
 
 FamilyFactory = Callable[[Any], DistributionFamily]
@@ -190,6 +193,46 @@ def family_of(distribution: Distribution) -> DistributionFamily:
             if kind in _FAMILIES:
                 return _FAMILIES[kind](instance)
     return GenericFamily()
+
+
+def require_kl(distribution: Distribution) -> None:
+    """Refuse a distribution, made without a graph, of which nobody knows the KL.
+
+    :raises ValueError: if neither torch nor a registered family knows it
+    """
+    family = family_of(distribution)
+    try:
+        family.kl(family.freeze(distribution), distribution)
+    except NotImplementedError as error:
+        kinds = ", ".join(sorted({type(part).__name__ for part in _as_list(distribution.distribution)}))
+        raise ValueError(
+            f"expected an action distribution whose KL is known, got {type(distribution).__name__} of {kinds}, of which torch "
+            "knows none; give it one with sb3_trpo_ext.distributions.register_distribution_family()"
+        ) from error
+
+
+def map_tensors(function: Callable[[th.Tensor], th.Tensor], frozen: Any) -> Any:
+    """What a family froze, with a function applied to its tensors.
+
+    Tensors are found in tuples, lists and dicts, and in distributions of SB3 and torch.
+
+    :raises TypeError: if it holds anything else that cannot be copied
+    """
+    if isinstance(frozen, th.Tensor):
+        return function(frozen)
+    if isinstance(frozen, dict):
+        return {key: map_tensors(function, part) for key, part in frozen.items()}
+    if isinstance(frozen, (tuple, list)):
+        parts = [map_tensors(function, part) for part in frozen]
+        return type(frozen)(*parts) if hasattr(frozen, "_fields") else type(frozen)(parts)
+    if isinstance(frozen, (Distribution, td.Distribution)):
+        kept = copy.copy(frozen)
+        kept.__dict__ = {name: map_tensors(function, part) for name, part in vars(frozen).items()}
+        return kept
+    try:
+        return copy.deepcopy(frozen)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{type(frozen).__name__} cannot be copied: {error}") from error
 
 
 def _as_list(distribution: Any) -> Sequence[Any]:

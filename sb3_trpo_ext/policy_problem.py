@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
-from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of
+from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of, map_tensors, require_kl
 from sb3_trpo_ext.numerics.averages import StateAverage
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
@@ -110,11 +110,13 @@ class PolicyProblem:
         self._stride = sub_sampling_factor
         self._actions = actions
         self._mlp = mlp
+        # by address
+        self._memory_of_module = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
         first = slice(0, 1)
         self._family = family_of(self._without_graph(first))
-        self._divisor = 1
-        if kl_reduction == "mean":
-            self._divisor = self._family.averaged_dimensions(self._family.freeze(self._without_graph(first)))
+        if not isinstance(self._family, ParametricFamily):
+            require_kl(self._without_graph(first))
+        self._divisor = self._family.averaged_dimensions(self._old_at(first)) if kl_reduction == "mean" else 1
         self.fisher = self._resolve(fisher)
         self.parameters = self._policy_parameters(module)
         self._old: dict[int, Any] = {}  # by the first row of each chunk
@@ -250,7 +252,19 @@ class PolicyProblem:
 
     def _old_at(self, rows: Rows) -> Any:
         """What a KL needs to know of the present policy on these states."""
-        return self._family.freeze(self._without_graph(rows))
+        return self._freeze(self._without_graph(rows))
+
+    def _freeze(self, distribution: Distribution) -> Any:
+        """What the family keeps of a distribution without a graph, apart from θ: means or logits may be views of it."""
+
+        def apart(tensor: th.Tensor) -> th.Tensor:
+            return tensor.clone() if tensor.untyped_storage().data_ptr() in self._memory_of_module else tensor
+
+        try:
+            return map_tensors(apart, self._family.freeze(distribution))
+        except TypeError as error:
+            family = type(self._family).__name__
+            raise ValueError(f"{family}.freeze() must give tensors, in tuples, lists or dicts, or copies: {error}") from error
 
     @th.no_grad()
     def _without_graph(self, rows: Rows) -> Distribution:
@@ -273,7 +287,7 @@ class PolicyProblem:
         terms = part.terms(old, rows).sum(dtype=th.float64)
         if part.states is not None:
             return th.stack([terms, th.zeros_like(terms)])
-        self._old[rows.start] = self._family.freeze(old)
+        self._old[rows.start] = self._freeze(old)
         return th.stack([terms, self._entropy(old, rows).sum(dtype=th.float64)])
 
     def _sum_of_averages(self, sum_over: Callable[[_Part, slice], th.Tensor]) -> th.Tensor:

@@ -1,12 +1,15 @@
 import pytest
 import torch as th
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, kl_divergence
-from torch.distributions import Laplace
+from stable_baselines3.common.distributions import DiagGaussianDistribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.distributions import Laplace, StudentT
 
-from sb3_trpo_ext import distributions
+from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt, distributions
 from sb3_trpo_ext.distributions import GaussianFamily, GenericFamily, ParametricFamily, family_of, register_distribution_family
 from sb3_trpo_ext.policy_problem import PolicyProblem
-from tests.cases import CASES, enumerate_actions, observations
+from tests.cases import CASES, STANDARD, enumerate_actions, observations
+from tests.envs import Walk
 
 
 def two_policies(case, obs):
@@ -104,7 +107,8 @@ class MeanOfActions:
         pass
 
     def terms(self, distribution, rows):
-        return distribution.mode().sum(dim=1)
+        mode = distribution.mode().double()
+        return mode.reshape(len(mode), -1).sum(dim=1)
 
 
 def problem_of(policy, obs, fisher):
@@ -159,5 +163,132 @@ def test_old_distributions_survive_the_policy_reusing_its_object():
         old = policy.get_distribution(observations(3))
         kept = GenericFamily().freeze(old)
         new = policy.get_distribution(observations(3, seed=9))
-    assert isinstance(kept, Distribution) and old is new
+    assert old is new
     assert GenericFamily().kl(kept, new).min() > 0
+
+
+class Free(nn.Module):
+    """Outputs that do not depend on the state: views of their parameter."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.theta = nn.Parameter(th.zeros(size, dtype=th.float64))
+
+    def forward(self, latent):
+        return self.theta.expand(len(latent), -1)
+
+
+class Located:
+    """What a family of a user's own may freeze."""
+
+    def __init__(self, loc):
+        self.loc = loc
+
+
+class FamilyOfUser(GaussianFamily):
+    """Freezes an object of its own, or what NumPy sees of θ."""
+
+    def __init__(self, frozen):
+        self.frozen = frozen
+
+    def parameters(self, distribution):
+        return distribution.distribution.loc, distribution.distribution.scale.log()
+
+    def freeze(self, distribution):
+        loc = distribution.distribution.loc
+        return {"object": Located(loc), "array": loc.numpy(), "dict": {"loc": [loc]}, "itself": distribution}[self.frozen]
+
+    def kl(self, old, new):
+        loc = {
+            "object": lambda: old.loc,
+            "array": lambda: th.as_tensor(old),
+            "dict": lambda: old["loc"][0],
+            "itself": lambda: old.distribution.loc,
+        }[self.frozen]()
+        return (new.distribution.loc - loc).square().sum(dim=1)
+
+
+@pytest.mark.parametrize("kind", [case.name for case in STANDARD] + ["laplace", "object", "array", "dict", "itself"])
+def test_what_is_kept_of_the_old_policy_does_not_move_with_outputs_that_are_views_of_parameters(kind, monkeypatch):
+    monkeypatch.setattr(distributions, "_FAMILIES", dict(distributions._FAMILIES))
+    standard = next((case for case in STANDARD if case.name == kind), None)
+    policy = laplace_policy() if standard is None else standard.policy()
+    if standard is None and kind != "laplace":
+        register_distribution_family(LaplaceDistribution, lambda _: FamilyOfUser(kind))
+    policy.action_net = Free(policy.action_net.out_features)
+    obs = observations(3)
+    actions = policy.get_distribution(obs).mode().detach()
+    problem = PolicyProblem(
+        lambda rows: policy.get_distribution(obs[rows]), 3, [MeanOfActions()], actions, policy, fisher="hessian", chunk_size=2
+    )
+    assert problem.evaluate().kl == 0.0
+    policy.action_net.theta.data += th.linspace(0.1, 0.4, len(policy.action_net.theta))
+    moved = problem.evaluate().kl
+    assert moved > 1e-4
+    if standard is not None:
+        fresh = standard.policy()
+        fresh.action_net = Free(fresh.action_net.out_features)
+        with th.no_grad():
+            old, new = fresh.get_distribution(obs), policy.get_distribution(obs)
+            assert moved == pytest.approx(float(family_of(old).kl(family_of(old).freeze(old), new).mean()))
+
+
+def test_what_cannot_be_kept_apart_from_the_parameters_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(distributions, "_FAMILIES", dict(distributions._FAMILIES))
+
+    class Stubborn(FamilyOfUser):
+        def freeze(self, distribution):
+            return (loc for loc in distribution.distribution.loc)
+
+    register_distribution_family(LaplaceDistribution, lambda _: Stubborn("object"))
+    with pytest.raises(ValueError, match=r"Stubborn\.freeze\(\) must give tensors.*generator"):
+        problem_of(laplace_policy(), observations(3), "hessian")
+
+
+class StudentDistribution(DiagGaussianDistribution):
+    """Nobody knows its KL."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        self.distribution = StudentT(3.0, mean_actions, th.ones_like(mean_actions) * log_std.exp())
+        return self
+
+
+class StudentPolicy(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        self.action_dist = StudentDistribution(2)
+        super()._build(lr_schedule)
+
+
+@pytest.mark.parametrize("algorithm", [TRPOExt, NPGExt, KLPPOExt])
+def test_a_distribution_whose_kl_nobody_knows_is_refused_at_construction(algorithm, monkeypatch):
+    monkeypatch.setattr(distributions, "_FAMILIES", dict(distributions._FAMILIES))
+    with pytest.raises(ValueError, match=r"StudentDistribution of StudentT.*register_distribution_family"):
+        algorithm(StudentPolicy, Walk(), n_steps=64, device="cpu")
+    register_distribution_family(StudentDistribution, lambda _: FamilyOfUser("dict"))
+    algorithm(StudentPolicy, Walk(), n_steps=64, device="cpu")
+
+
+def test_a_policy_that_cannot_be_asked_at_construction_says_so_at_its_first_update():
+    class Later(StudentPolicy):
+        def get_distribution(self, obs):
+            if not hasattr(self, "ready"):
+                raise AttributeError("context")
+            return super().get_distribution(obs)
+
+    model = TRPOExt(Later, Walk(), n_steps=8, device="cpu")
+    model.policy.ready = True
+    with pytest.raises(ValueError, match="register_distribution_family"):
+        model.learn(8)
+
+
+def test_asking_for_the_distribution_at_construction_leaves_no_trace():
+    class LaplacePolicy(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            self.action_dist = LaplaceDistribution(2)
+            super()._build(lr_schedule)
+
+    numbers = []
+    for policy in (ActorCriticPolicy, LaplacePolicy):
+        TRPOExt(policy, Walk(), n_steps=8, seed=3, device="cpu")
+        numbers.append(th.rand(()))
+    assert numbers[0] == numbers[1]

@@ -166,6 +166,7 @@ class OnPolicyExt(Updating):
             if self.env is not None:
                 make_restorable(self.env)
         super()._setup_model()
+        self._check_distribution()
         set_initial_std(self)
         self._derive("critic", critic_of_features(self))
         if self.critic == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.checks import warn_user
+from sb3_trpo_ext.distributions import require_kl
 from sb3_trpo_ext.observations import entries_per_state, length
 from sb3_trpo_ext.originals import differs_from_sb3
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
@@ -58,6 +60,25 @@ class Collecting(OnPolicyAlgorithm):
             the rollout buffer has; None when acting
         """
         return self.policy.get_distribution(observations)
+
+    @th.no_grad()
+    def _check_distribution(self) -> None:
+        """Refuse a policy whose distribution has no KL that anybody knows, before it has collected anything.
+
+        :raises ValueError: naming it, and what to do
+        """
+        if type(self.policy.action_dist).__module__ == Distribution.__module__:
+            return
+        space = copy.deepcopy(self.observation_space)
+        space.seed(0)
+        self.policy.set_training_mode(False)
+        with th.random.fork_rng():
+            try:
+                distribution = self.action_distribution(self.policy.obs_to_tensor(space.sample())[0])
+            except Exception:
+                # somebody else's policy may need more than an observation: then its first update says so
+                return
+        require_kl(distribution)
 
     def predict_values(self, observations: PyTorchObs) -> th.Tensor:
         """V(s) on a batch of observations, (B, 1); zero without a critic."""
