@@ -15,7 +15,7 @@ from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of, 
 from sb3_trpo_ext.numerics.averages import StateAverage
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
-    AutogradLinearization,
+    GeneralLinearization,
     Linearization,
     gauss_newton_product,
     hessian_product,
@@ -211,18 +211,17 @@ class PolicyProblem:
         if self._mlp is not None:
             actor, inputs = self._mlp
             return DenseLinearization(actor.network, inputs[rows], self.parameters, free=actor.log_std)
-        return AutogradLinearization(self._outputs(rows), self.parameters)
+        return GeneralLinearization(lambda: self._outputs(rows), self.parameters)
 
     def _hessian(self, rows: slice) -> Matvec:
         old = self._old_at(rows)
-        with th.enable_grad():
-            kl = self._family.kl(old, self._distribution_of(rows)).sum() / self._divisor
-        return hessian_product(kl, self.parameters)
+        return hessian_product(
+            lambda: self._family.kl(old, self._distribution_of(rows)).sum() / self._divisor, self.parameters
+        )
 
     def _empirical(self, rows: slice) -> Matvec:
         """Σ ∇log π ∇log πᵀ: a Gauss-Newton product with the log-probabilities as outputs and M = I."""
-        with th.enable_grad():
-            scores = AutogradLinearization([self._distribution_of(rows).log_prob(self._actions[rows])], self.parameters)
+        scores = GeneralLinearization(lambda: (self._distribution_of(rows).log_prob(self._actions[rows]),), self.parameters)
         return lambda v: gauss_newton_product(scores, lambda tangents: tangents, v) / self._divisor
 
     def _resolve(self, fisher: FisherChoice) -> str:
@@ -241,14 +240,14 @@ class PolicyProblem:
             actor = set(self._mlp[0].parameters())
             return FlatParameters(p for p in module.parameters() if p in actor and p.requires_grad)
         # every state is asked: a policy may route states through different parameters
-        return FlatParameters.reached_by_any((self._outputs(rows) for rows in self._average.chunks), module)
+        with th.enable_grad():
+            return FlatParameters.reached_by_any((self._outputs(rows) for rows in self._average.chunks), module)
 
     def _outputs(self, rows: slice) -> Parameters:
-        """Tensors with a graph through which π_θ on these states depends on θ."""
-        with th.enable_grad():
-            if isinstance(self._family, ParametricFamily):
-                return self._family.parameters(self._distribution_of(rows))
-            return (self._family.kl(self._old_at(rows), self._distribution_of(rows)),)
+        """Tensors through which π_θ on these states depends on θ, with a graph if autograd is on."""
+        if isinstance(self._family, ParametricFamily):
+            return self._family.parameters(self._distribution_of(rows))
+        return (self._family.kl(self._old_at(rows), self._distribution_of(rows)),)
 
     def _old_at(self, rows: Rows) -> Any:
         """What a KL needs to know of the present policy on these states."""

@@ -3,6 +3,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_trpo_ext.numerics.parameters import FlatParameters
@@ -235,3 +236,76 @@ def test_an_objective_may_bring_its_own_states(chunk_size):
     both.parameters.write(both.parameters.read() + 0.05)
     assert both.evaluate().kl == alone.evaluate().kl == whole.evaluate().kl > 0.0
     assert both.evaluate().objective == pytest.approx(alone.evaluate().objective + whole.evaluate().objective)
+
+
+class OnceDifferentiable(th.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return th.sin(x)
+
+    @staticmethod
+    @th.autograd.function.once_differentiable
+    def backward(ctx, cotangent):
+        return cotangent * th.cos(ctx.saved_tensors[0])
+
+
+class Tokens(BaseFeaturesExtractor):
+    """Three tokens of four features, through a layer that torch has kernels for which are not differentiable twice."""
+
+    def __init__(self, observation_space, kind):
+        super().__init__(observation_space, 4)
+        self.kind = kind
+        self.read = nn.Linear(3, 12)
+        if kind == "multihead":
+            self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+        elif kind == "encoder":
+            self.layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True)
+        elif kind == "bag":
+            self.layer = nn.EmbeddingBag(10, 4)
+        elif kind == "compiled":
+            self.layer = th.compile(nn.Linear(4, 4), backend="aot_eager")
+
+    def forward(self, observations):
+        x = self.read(observations.double()).unflatten(1, (3, 4))
+        if self.kind == "multihead":
+            x = self.layer(x, x, x, need_weights=False)[0]
+        elif self.kind == "attention":
+            x = nn.functional.scaled_dot_product_attention(x, x, x)
+        elif self.kind == "bag":
+            x = th.tanh(x) * self.layer((observations + 2.0).long())[:, None]
+        elif self.kind == "once":
+            x = OnceDifferentiable.apply(x)
+        else:
+            x = self.layer(x)
+        return x.mean(dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
+@pytest.mark.parametrize("fisher", ["gauss_newton", "hessian", "empirical"])
+@pytest.mark.parametrize("kind", ["multihead", "encoder", "attention", "bag", "once", "compiled"])
+def test_layers_without_a_second_derivative_have_fisher_products_all_the_same(kind, fisher):
+    policy = ActorCriticPolicy(
+        spaces.Box(-2.0, 2.0, (3,)),
+        spaces.Discrete(3),
+        lambda _: 1e-3,
+        net_arch=[4],
+        features_extractor_class=Tokens,
+        features_extractor_kwargs=dict(kind=kind),
+    ).double()
+    for parameter in policy.parameters():
+        parameter.data += 0.3 * th.randn_like(parameter)
+    policy.set_training_mode(False)
+    problem = problem_of(policy, fisher=fisher)
+    theta = problem.parameters.read()
+    matrix = dense(problem.fisher_product(), len(problem.parameters))
+    expected = dense_fisher(policy, observations(B), problem.parameters)
+    if fisher == "empirical":
+        obs = observations(B)
+        actions = sample_actions(policy, obs)
+        scores = [
+            problem.parameters.gradient(policy.get_distribution(obs[i : i + 1]).log_prob(actions[i : i + 1])) for i in range(B)
+        ]
+        expected = sum(th.outer(score, score) for score in scores) / B
+    assert_relative(matrix, expected, 1e-6)
+    assert th.equal(problem.parameters.read(), theta)

@@ -13,7 +13,7 @@ from torch import nn
 from sb3_trpo_ext.numerics.averages import StateAverage
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
-    AutogradLinearization,
+    GeneralLinearization,
     Linearization,
     gauss_newton_product,
 )
@@ -124,7 +124,7 @@ class CriticProblem:
         """(1/B) Jᵀ(R − V), which is −½ ∇loss; v ↦ (1/B) JᵀJv, J being the Jacobian of V in φ; and the scales of φ.
 
         The scale of a parameter, (P,), is the root mean square of the columns of J/√B that belong to its tensor:
-        exact where V is a dense network, else estimated (``AutogradLinearization.block_squares``).
+        exact where V is a dense network, else estimated (``Linearization.block_squares``).
         """
         linearization = self._average.keep_if_whole(self._linearization)
 
@@ -146,5 +146,4 @@ class CriticProblem:
         if self.mlp is not None:
             network, inputs = self.mlp
             return DenseLinearization(network, inputs[rows], self.parameters)
-        with th.enable_grad():
-            return AutogradLinearization([self.values(rows)], self.parameters)
+        return GeneralLinearization(lambda: (self.values(rows),), self.parameters)

@@ -8,6 +8,12 @@ from typing import Protocol
 import torch as th
 
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
+from sb3_trpo_ext.numerics.differentiation import (
+    central_difference,
+    has_functions_of_users,
+    twice_differentiable,
+    unless_impossible,
+)
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 
 Outputs = tuple[th.Tensor, ...]
@@ -89,17 +95,73 @@ class AutogradLinearization:
         )
 
     def block_squares(self) -> th.Tensor:
-        """Estimated: ‖Jᵀu‖² of random signs u has the sum of squares as its mean (Hutchinson 1989)."""
-        # signs of its own, so that nothing here draws global random numbers
-        generator = th.Generator().manual_seed(0)
-        squares = []
-        for _ in range(_PROBES):
-            signs = (
-                th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) * 2 - 1 for output in self.outputs
-            )
-            parts = self._parameters.split(self.vjp(tuple(signs)))
-            squares.append(th.stack([part.square().sum() for part in parts]))
-        return th.stack(squares).mean(dim=0)
+        return _estimated_block_squares(self, self._parameters)
+
+
+class DifferenceLinearization:
+    """Jacobian products of outputs whose graph can be differentiated only once: Jv by central differences.
+
+    :param outputs_of: the outputs at the present θ, with a graph if autograd is on
+    :param parameters: θ, moved for each Jv and restored bit for bit
+    """
+
+    def __init__(self, outputs_of: Callable[[], Sequence[th.Tensor]], parameters: FlatParameters) -> None:
+        self._outputs_of = outputs_of
+        self._parameters = parameters
+        self.outputs = self._at_present()
+
+    def _at_present(self) -> Outputs:
+        with th.no_grad():
+            return tuple(output.clone() for output in self._outputs_of())
+
+    def jvp(self, v: th.Tensor) -> Outputs:
+        return central_difference(self._at_present, self._parameters, v)
+
+    def vjp(self, u: Outputs) -> th.Tensor:
+        # anew each time: a graph does not outlive that θ is written to
+        with th.enable_grad():
+            products = [(output * part).sum() for output, part in zip(self._outputs_of(), u, strict=True)]
+            return self._parameters.gradient(th.stack(products).sum())
+
+    def block_squares(self) -> th.Tensor:
+        return _estimated_block_squares(self, self._parameters)
+
+
+class GeneralLinearization:
+    """The Jacobian of any outputs: by reverse mode alone, and by differences where autograd cannot go twice.
+
+    :param outputs_of: the outputs at the present θ, with a graph if autograd is on
+    :param parameters: θ
+    """
+
+    def __init__(self, outputs_of: Callable[[], Sequence[th.Tensor]], parameters: FlatParameters) -> None:
+        self._arguments = outputs_of, parameters
+        with twice_differentiable():
+            outputs = outputs_of()
+            self._chosen: Linearization = AutogradLinearization(outputs, parameters)
+        self.outputs = self._chosen.outputs
+        self.jvp = unless_impossible(self._chosen.jvp, self._by_differences)
+        if has_functions_of_users(outputs) and not self._is_consistent(parameters.read()):
+            self.jvp = self._by_differences()
+
+    def _by_differences(self) -> Callable[[th.Tensor], Outputs]:
+        self._chosen = DifferenceLinearization(*self._arguments)
+        return self._chosen.jvp
+
+    def _is_consistent(self, theta: th.Tensor) -> bool:
+        """Whether ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ for some u and v: a backward that is not differentiable itself leaves zeros in Jv."""
+        (v, *signs) = _random_signs((theta, *self.outputs), th.Generator().manual_seed(0))
+        tangents = self.jvp(v)
+        products = th.stack([(sign * tangent).sum() for sign, tangent in zip(signs, tangents, strict=True)])
+        pulled = self.vjp(tuple(signs)) * v
+        scale = pulled.abs().sum() + sum(tangent.abs().sum() for tangent in tangents)
+        return bool((products.sum() - pulled.sum()).abs() <= 1e-4 * scale)
+
+    def vjp(self, u: Outputs) -> th.Tensor:
+        return self._chosen.vjp(u)
+
+    def block_squares(self) -> th.Tensor:
+        return self._chosen.block_squares()
 
 
 def gauss_newton_product(linearization: Linearization, metric: Metric, v: th.Tensor) -> th.Tensor:
@@ -117,23 +179,50 @@ def gauss_newton_product(linearization: Linearization, metric: Metric, v: th.Ten
     return linearization.vjp(cotangents)  # MJv -> JᵀMJv
 
 
-def hessian_product(scalar: th.Tensor, parameters: FlatParameters) -> Matvec:
-    """The Hessian of a scalar in θ as a product, by double backward (Pearlmutter 1994).
+def hessian_product(scalar_of: Callable[[], th.Tensor], parameters: FlatParameters) -> Matvec:
+    """The Hessian of a scalar in θ as a product, by double backward (Pearlmutter 1994) or else by differences of ∇.
 
-    :param scalar: with a graph that can be differentiated twice
+    :param scalar_of: the scalar at the present θ, with a graph
     :param parameters: θ
     :return: v ↦ Hv on vectors (P,), valid as long as θ is not written to
     """
-    gradient = parameters.flatten(
-        th.autograd.grad(scalar, parameters.tensors, create_graph=True, allow_unused=True, materialize_grads=True)
-    )
+
+    def gradient(scalar: th.Tensor, create_graph: bool) -> th.Tensor:
+        tensors = parameters.tensors
+        parts = th.autograd.grad(scalar, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+        return parameters.flatten(parts)
+
+    with twice_differentiable():
+        scalar = scalar_of()
+        at_theta = gradient(scalar, create_graph=True)
 
     def product(v: th.Tensor) -> th.Tensor:
-        return parameters.flatten(
-            th.autograd.grad(gradient, parameters.tensors, grad_outputs=v, retain_graph=True, allow_unused=True)
-        )
+        parts = th.autograd.grad(at_theta, parameters.tensors, grad_outputs=v, retain_graph=True, allow_unused=True)
+        return parameters.flatten(parts)
 
-    return product
+    @th.enable_grad()
+    def by_differences(v: th.Tensor) -> th.Tensor:
+        return central_difference(lambda: (gradient(scalar_of(), create_graph=False),), parameters, v)[0]
+
+    if has_functions_of_users([scalar]):
+        return by_differences
+    return unless_impossible(product, lambda: by_differences)
+
+
+def _random_signs(outputs: Outputs, generator: th.Generator) -> Outputs:
+    signs = (th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) for output in outputs)
+    return tuple(sign * 2 - 1 for sign in signs)
+
+
+def _estimated_block_squares(linearization: Linearization, parameters: FlatParameters) -> th.Tensor:
+    """‖Jᵀu‖² of random signs u, tensor by tensor: its mean is the sum of squares (Hutchinson 1989)."""
+    # signs of its own, so that nothing here draws global random numbers
+    generator = th.Generator().manual_seed(0)
+    squares = []
+    for _ in range(_PROBES):
+        pulled = parameters.split(linearization.vjp(_random_signs(linearization.outputs, generator)))
+        squares.append(th.stack([part.square().sum() for part in pulled]))
+    return th.stack(squares).mean(dim=0)
 
 
 def damped(matvec: Matvec, damping: float) -> Matvec:

@@ -455,3 +455,25 @@ def test_a_policy_parameter_called_value_is_a_policy_parameter(critic):
     before = model.policy.value_something.weight.clone()
     model.learn(64)
     assert not th.equal(model.policy.value_something.weight, before)
+
+
+class Attention(BaseFeaturesExtractor):
+    """Attends to the entries of an observation as tokens, then looks up one that it picks."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.read = nn.Linear(1, 4)
+        self.attend = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.look_up = nn.EmbeddingBag(3, 4)
+
+    def forward(self, observations):
+        chosen = observations.argmax(dim=1, keepdim=True)
+        return self.attend(self.read(observations[:, :, None])).mean(dim=1) + self.look_up(chosen)
+
+
+@pytest.mark.parametrize("fisher", ["auto", "hessian", "empirical"])
+def test_attention_and_embedding_bags_train(fisher):
+    kwargs = dict(features_extractor_class=Attention, share_features_extractor=False)
+    model = make(policy_kwargs=kwargs, fisher=fisher, critic="gauss_newton")
+    model.learn(128)
+    assert model.outcome_counts == {"accepted": 2}

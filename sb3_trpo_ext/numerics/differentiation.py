@@ -1,0 +1,82 @@
+"""Derivatives of a function of θ: which kernels can be differentiated twice, and differences where none can."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import torch as th
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sb3_trpo_ext.numerics.parameters import FlatParameters
+
+T = TypeVar("T")
+Tensors = tuple[th.Tensor, ...]
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Around a forward pass whose graph is to be differentiated twice: kernels that can be, where torch has some.
+
+    Attention goes without its fused kernels, and what ``torch.compile`` made runs as it was written.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(th.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules and hasattr(th.compiler, "set_stance"):  # from torch 2.6 on
+            stack.enter_context(th.compiler.set_stance("force_eager"))
+        yield
+
+
+def central_difference(function: Callable[[], Tensors], parameters: FlatParameters, v: th.Tensor) -> Tensors:
+    """The derivative of a function of θ along v, (f(θ + hv) − f(θ − hv)) / 2h; θ is restored bit for bit."""
+    theta, length = parameters.read(), float(v.double().norm())
+    if length == 0.0:
+        return tuple(th.zeros_like(part) for part in function())
+    # what rounding and the third derivative leave is least near the cube root of the precision
+    h = th.finfo(theta.dtype).eps ** (1 / 3) * max(1.0, float(theta.double().square().mean().sqrt())) / length
+    try:
+        parameters.write(theta + h * v)
+        ahead = function()
+        parameters.write(theta - h * v)
+        behind = function()
+    finally:
+        parameters.write(theta)
+    return tuple((after - before) / (2.0 * h) for after, before in zip(ahead, behind, strict=True))
+
+
+def unless_impossible(
+    exact: Callable[[th.Tensor], T], other: Callable[[], Callable[[th.Tensor], T]]
+) -> Callable[[th.Tensor], T]:
+    """A function that is ``exact`` until autograd has no derivative for it, and then ``other()``."""
+    chosen: Callable[[th.Tensor], T] | None = None
+
+    def function(v: th.Tensor) -> T:
+        nonlocal chosen
+        if chosen is None:
+            try:
+                return exact(v)
+            except RuntimeError as error:
+                if isinstance(error, th.cuda.OutOfMemoryError):
+                    raise
+            # an operation that torch differentiates only once
+            chosen = other()
+        return chosen(v)
+
+    return function
+
+
+def has_functions_of_users(outputs: Iterable[th.Tensor]) -> bool:
+    """Whether the graph has functions with a backward written in Python, which may not be differentiable itself."""
+    pending = [output.grad_fn for output in outputs]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, th.autograd.function.BackwardCFunction):
+            return True
+        following = {} if node is None else {edge for edge, _ in node.next_functions}
+        pending += [edge for edge in following if edge not in seen]
+        seen |= set(following)
+    return False
