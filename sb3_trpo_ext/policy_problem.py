@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
-from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of, map_tensors, require_kl
+from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of, require_kl
 from sb3_trpo_ext.numerics.averages import StateAverage
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
@@ -24,6 +24,7 @@ from sb3_trpo_ext.numerics.dense import DenseLinearization
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.objectives import Objective
 from sb3_trpo_ext.observations import Indexed, Rows
+from sb3_trpo_ext.old_policy import OldPolicy
 from sb3_trpo_ext.standard_policies import MlpActor
 from sb3_trpo_ext.steps import Evaluation
 
@@ -110,16 +111,14 @@ class PolicyProblem:
         self._stride = sub_sampling_factor
         self._actions = actions
         self._mlp = mlp
-        # by address
-        self._memory_of_module = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
         first = slice(0, 1)
         self._family = family_of(self._without_graph(first))
         if not isinstance(self._family, ParametricFamily):
             require_kl(self._without_graph(first))
-        self._divisor = self._family.averaged_dimensions(self._old_at(first)) if kl_reduction == "mean" else 1
+        self._old = OldPolicy(self._family, distribution_of, module, n_states)
+        self._divisor = self._family.averaged_dimensions(self._old.at_present(first)) if kl_reduction == "mean" else 1
         self.fisher = self._resolve(fisher)
         self.parameters = self._policy_parameters(module)
-        self._old: dict[int, Any] = {}  # by the first row of each chunk
         self._objective_old, self.entropy = self._sum_of_averages(self._take_old).tolist()
 
     def gradient(self) -> tuple[float, th.Tensor]:
@@ -139,11 +138,13 @@ class PolicyProblem:
         """L(θ) and the mean KL(π_old ‖ π_θ), from one forward pass over the batch and over objectives' own states."""
 
         def totals(part: _Part, rows: slice) -> th.Tensor:
+            # before anything else, because a policy refills one Distribution object at every call
+            old = None if part.states is not None else self._old.on_chunk(rows)
             distribution = self._distribution_of(part.in_batch(rows))
             terms = part.terms(distribution, rows).sum(dtype=th.float64)
             if part.states is not None:
                 return th.stack([terms, th.zeros_like(terms)])
-            kl = self._family.kl(self._old[rows.start], distribution).sum(dtype=th.float64)
+            kl = self._family.kl(old, distribution).sum(dtype=th.float64)
             return th.stack([terms, kl / self._divisor])
 
         try:
@@ -153,8 +154,13 @@ class PolicyProblem:
             return Evaluation(math.nan, math.nan)
         return Evaluation(objective, kl)
 
+    def start_again(self) -> float:
+        """Start from a policy that is not the one that acted any more, its running statistics having moved; its KL."""
+        self._objective_old, kl = self.evaluate()
+        return kl
+
     def minibatches(self, batch_size: int) -> list[Minibatch]:
-        """A random partition of the states; to be asked for at θ_old.
+        """A random partition of the states.
 
         Objectives with states of their own have those shared out among as many parts.
         """
@@ -164,12 +170,14 @@ class PolicyProblem:
 
         partition = shuffled(self._n_states).split(batch_size)
         shares = [shuffled(part.average.n_states).tensor_split(len(partition)) for part in self._parts[1:]]
-        return [self._minibatch(rows, [share[i] for share in shares], len(partition)) for i, rows in enumerate(partition)]
+        old = self._old.on_minibatches(partition)
+        return [
+            self._minibatch(rows, old[i], [share[i] for share in shares], len(partition)) for i, rows in enumerate(partition)
+        ]
 
-    def _minibatch(self, rows: th.Tensor, shares: list[th.Tensor], of: int) -> Minibatch:
-        old = self._old_at(rows)
-
+    def _minibatch(self, rows: th.Tensor, kept: Any, shares: list[th.Tensor], of: int) -> Minibatch:
         def means() -> MinibatchMeans | None:
+            old = self._old.on_rows(rows) if kept is None else kept
             try:
                 distribution = self._distribution_of(rows)
             except ValueError:
@@ -214,7 +222,7 @@ class PolicyProblem:
         return GeneralLinearization(lambda: self._outputs(rows), self.parameters)
 
     def _hessian(self, rows: slice) -> Matvec:
-        old = self._old_at(rows)
+        old = self._old.at_present(rows)
         return hessian_product(
             lambda: self._family.kl(old, self._distribution_of(rows)).sum() / self._divisor, self.parameters
         )
@@ -247,23 +255,7 @@ class PolicyProblem:
         """Tensors through which π_θ on these states depends on θ, with a graph if autograd is on."""
         if isinstance(self._family, ParametricFamily):
             return self._family.parameters(self._distribution_of(rows))
-        return (self._family.kl(self._old_at(rows), self._distribution_of(rows)),)
-
-    def _old_at(self, rows: Rows) -> Any:
-        """What a KL needs to know of the present policy on these states."""
-        return self._freeze(self._without_graph(rows))
-
-    def _freeze(self, distribution: Distribution) -> Any:
-        """What the family keeps of a distribution without a graph, apart from θ: means or logits may be views of it."""
-
-        def apart(tensor: th.Tensor) -> th.Tensor:
-            return tensor.clone() if tensor.untyped_storage().data_ptr() in self._memory_of_module else tensor
-
-        try:
-            return map_tensors(apart, self._family.freeze(distribution))
-        except TypeError as error:
-            family = type(self._family).__name__
-            raise ValueError(f"{family}.freeze() must give tensors, in tuples, lists or dicts, or copies: {error}") from error
+        return (self._family.kl(self._old.at_present(rows), self._distribution_of(rows)),)
 
     @th.no_grad()
     def _without_graph(self, rows: Rows) -> Distribution:
@@ -286,7 +278,7 @@ class PolicyProblem:
         terms = part.terms(old, rows).sum(dtype=th.float64)
         if part.states is not None:
             return th.stack([terms, th.zeros_like(terms)])
-        self._old[rows.start] = self._freeze(old)
+        self._old.keep(rows, old)
         return th.stack([terms, self._entropy(old, rows).sum(dtype=th.float64)])
 
     def _sum_of_averages(self, sum_over: Callable[[_Part, slice], th.Tensor]) -> th.Tensor:

@@ -96,7 +96,9 @@ def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
     The features are fixed where the extractor has nothing to learn: flattened vectors, also of a Dict.
     """
     network = _head(policy, "policy_net", "action_net", "forward_actor")
-    if network is None or has_parameters(policy.pi_features_extractor):
+    extractor = policy.pi_features_extractor
+    # buffers such as running statistics may move
+    if network is None or has_parameters(extractor) or next(extractor.buffers(), None) is not None:
         return None
     distribution = policy.action_dist
     if differs_from_sb3(distribution, ("proba_distribution",)):

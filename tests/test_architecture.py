@@ -11,7 +11,7 @@ PACKAGE = Path(sb3_trpo_ext.__file__).parent
 FLOORS = [
     r"numerics\..*",
     r"checks|distributions|observations|objectives|originals|standard_policies|steps",
-    r"trust_region|kl_penalty|policy_problem|critic|critic\..*|sampling\..*",
+    r"trust_region|kl_penalty|policy_problem|old_policy|critic|critic\..*|sampling\..*",
     r"algorithms\..*",
     r"zoo\..*|plots|logs|testing|zoo|lab\..*|lab",
 ]

@@ -6,6 +6,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_trpo_ext import old_policy
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.objectives import EntropyBonus, SinglePathSurrogate
 from sb3_trpo_ext.policy_problem import PolicyProblem
@@ -309,3 +310,20 @@ def test_layers_without_a_second_derivative_have_fisher_products_all_the_same(ki
         expected = sum(th.outer(score, score) for score in scores) / B
     assert_relative(matrix, expected, 1e-6)
     assert th.equal(problem.parameters.read(), theta)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_large_old_policy_is_computed_anew_and_is_the_same(case, monkeypatch):
+    seen = []
+    for most in (2**24, 0):
+        monkeypatch.setattr(old_policy, "_MOST_NUMBERS_KEPT", most)
+        policy = case.policy()
+        problem = problem_of(policy, chunk_size=3)
+        th.manual_seed(0)
+        minibatches = problem.minibatches(4)
+        start = problem.evaluate()
+        theta = problem.parameters.read()
+        problem.parameters.write(theta + 0.05 * th.randn(len(theta), dtype=th.float64))
+        seen.append((start, problem.evaluate(), [float(minibatch().kl) for minibatch in minibatches]))
+        assert bool(problem._old._kept) is (most > 0)
+    assert seen[0] == seen[1] and seen[0][0].kl == 0.0 < seen[0][1].kl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -129,6 +130,10 @@ class KLPPOExt(OnPolicyExt):
             kl_estimator=self.kl_estimator,
         )
         return kl_penalty_step(problem, self.policy.optimizer, settings)
+
+    def _largest_kl(self) -> float:
+        target_kl = self._target_kl(self._current_progress_remaining)
+        return math.inf if target_kl is None else target_kl
 
     def _adapt(self, report: StepReport) -> None:
         assert isinstance(report, KLPenaltyReport)

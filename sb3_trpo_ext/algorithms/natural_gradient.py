@@ -132,6 +132,9 @@ class NaturalGradientExt(OnPolicyExt):
             target_kl, step_radius=step_radius, cg_damping=damping, cg_max_steps=self.cg_max_steps, **further
         )
 
+    def _largest_kl(self) -> float:
+        return self._step_settings().target_kl
+
     def _adapt(self, report: StepReport) -> None:
         if self.adaptive_radius:
             assert isinstance(report, TrustRegionReport) and self.radius is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch as th
@@ -22,12 +22,15 @@ def twice_differentiable() -> Iterator[None]:
 
     Attention goes without its fused kernels, and what ``torch.compile`` made runs as it was written.
     """
-    with ExitStack() as stack:
-        stack.enter_context(th.enable_grad())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules and hasattr(th.compiler, "set_stance"):  # from torch 2.6 on
-            stack.enter_context(th.compiler.set_stance("force_eager"))
+    with th.enable_grad(), sdpa_kernel(SDPBackend.MATH), as_written():
         yield
+
+
+def as_written() -> AbstractContextManager[None]:
+    """Around passes through modules whose parts may have been made by ``torch.compile``: without it, hooks included."""
+    if "torch._dynamo" in sys.modules and hasattr(th.compiler, "set_stance"):  # from torch 2.6 on
+        return th.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def central_difference(function: Callable[[], Tensors], parameters: FlatParameters, v: th.Tensor) -> Tensors:

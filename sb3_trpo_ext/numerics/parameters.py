@@ -96,9 +96,9 @@ class FlatParameters:
 def frozen(parameters: FlatParameters) -> Iterator[None]:
     """Context in which the given parameters take no gradient, so no graph is kept through them."""
     trained = [parameter for parameter in parameters.tensors if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trained:

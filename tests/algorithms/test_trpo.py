@@ -168,7 +168,7 @@ class NormDropout(BaseFeaturesExtractor):
         return self.layers(observations)
 
 
-def test_with_batch_norm_and_dropout_the_ratio_starts_at_one_and_the_kl_at_zero(monkeypatch):
+def test_with_batch_norm_and_dropout_the_step_starts_near_the_policy_that_acted(monkeypatch):
     model = make(policy_kwargs=dict(features_extractor_class=NormDropout))
     seen = []
 
@@ -180,7 +180,7 @@ def test_with_batch_norm_and_dropout_the_ratio_starts_at_one_and_the_kl_at_zero(
     mean_before = model.policy.features_extractor.layers[1].running_mean.clone()
     model.learn(64)
     (start, objective_old), statistics = seen[0], model.policy.features_extractor.layers[1]
-    assert start.kl == 0.0 and start.objective == objective_old
+    assert 0.0 < start.kl <= 0.25 * model.target_kl and start.objective == objective_old
     assert not th.equal(statistics.running_mean, mean_before)
     assert int(statistics.num_batches_tracked) > 0 and not model.policy.training
     assert model.report.outcome == "accepted"
