@@ -324,6 +324,6 @@ def test_a_large_old_policy_is_computed_anew_and_is_the_same(case, monkeypatch):
         start = problem.evaluate()
         theta = problem.parameters.read()
         problem.parameters.write(theta + 0.05 * th.randn(len(theta), dtype=th.float64))
-        seen.append((start, problem.evaluate(), [float(minibatch().kl) for minibatch in minibatches]))
+        seen.append((start, problem.evaluate(), [float(minibatch().kl.detach()) for minibatch in minibatches]))
         assert bool(problem._old._kept) is (most > 0)
     assert seen[0] == seen[1] and seen[0][0].kl == 0.0 < seen[0][1].kl
