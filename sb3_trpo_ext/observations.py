@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 
 Rows = slice | th.Tensor
 """Consecutive states of a batch, or their indices."""
@@ -77,3 +78,17 @@ def length(batch: Any) -> int:
 def entries_per_state(batch: Any) -> int:
     """Numbers in one observation."""
     return sum(int(np.prod(leaf.shape[1:])) for leaf in leaves(batch))
+
+
+def numbers_seen(space: spaces.Space) -> int:
+    """Numbers that SB3's preprocessing has in hand, at most, when it shows one observation to the networks."""
+    if isinstance(space, spaces.Dict):
+        return sum(numbers_seen(part) for part in space.values())
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        # one-hot codes as whole numbers of twice the size, then as floats
+        return 3 * choices(space)
+    return int(np.prod(space.shape or ()))
+
+
+def choices(space: spaces.Discrete | spaces.MultiDiscrete) -> int:
+    return int(space.n if isinstance(space, spaces.Discrete) else space.nvec.sum())

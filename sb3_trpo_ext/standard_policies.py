@@ -25,7 +25,7 @@ from torch import nn
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.observations import Indexed, Rows, entries_per_state, length, take
+from sb3_trpo_ext.observations import Indexed, Rows, length, numbers_seen, take
 from sb3_trpo_ext.originals import differs_from_sb3, is_original
 
 _ACTING = ("forward", "extract_features")
@@ -73,6 +73,11 @@ def has_parameters(module: nn.Module) -> bool:
 def units(module: nn.Module) -> int:
     """Outputs of all linear layers of a module."""
     return sum(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def is_dense(policy: ActorCriticPolicy) -> bool:
+    """Whether actor and critic are dense networks, and nothing else of the policy is learned."""
+    return mlp_actor(policy) is not None and mlp_critic(policy, FlatParameters([])) is not None
 
 
 def calls_like_sb3(policy: ActorCriticPolicy) -> bool:
@@ -146,7 +151,7 @@ def fixed_features(
     def features_of(rows: Rows) -> th.Tensor:
         return BasePolicy.extract_features(policy, take(observations, rows), extractor).flatten(1)
 
-    n_states, largest = length(observations), chunk_size * entries_per_state(observations)
+    n_states, largest = length(observations), chunk_size * numbers_seen(policy.observation_space)
     if n_states * extractor.features_dim > largest and not has_parameters(extractor):
         return _OnDemand(features_of)
     return th.cat([features_of(rows) for rows in chunks_of(n_states, chunk_size)])

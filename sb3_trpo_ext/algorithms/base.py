@@ -228,7 +228,7 @@ class OnPolicyExt(Updating):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "report"]
+        return [*super()._excluded_save_params(), "report", "_measured"]
 
     def learn(
         self: SelfOnPolicyExt,

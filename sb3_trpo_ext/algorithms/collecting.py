@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -22,7 +23,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.checks import warn_user
 from sb3_trpo_ext.distributions import require_kl
-from sb3_trpo_ext.observations import entries_per_state, length
+from sb3_trpo_ext.numerics.differentiation import numbers_saved
+from sb3_trpo_ext.observations import choices, entries_per_state, length, numbers_seen, tree_map
 from sb3_trpo_ext.originals import differs_from_sb3
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.agreement import disagreement
@@ -36,9 +38,13 @@ from sb3_trpo_ext.standard_policies import (
     calls_like_sb3,
     evaluates_by_itself,
     has_parameters,
+    is_dense,
     overrides,
     units,
 )
+
+_FEWEST_STATES = 256
+_COPIES_OF_PARAMETERS = 10
 
 
 class Collecting(OnPolicyAlgorithm):
@@ -48,6 +54,7 @@ class Collecting(OnPolicyAlgorithm):
     values_at_each_step: bool
     chunk_size: int | None
     _seconds: dict[str, float]
+    _measured: int | None = None
     _has_told_of_disagreement = False
 
     # -- the policy, seen through two methods that subclasses may override ---------------------------
@@ -71,8 +78,7 @@ class Collecting(OnPolicyAlgorithm):
             return
         space = copy.deepcopy(self.observation_space)
         space.seed(0)
-        self.policy.set_training_mode(False)
-        with th.random.fork_rng():
+        with self._unnoticed():
             try:
                 distribution = self.action_distribution(self.policy.obs_to_tensor(space.sample())[0])
             except Exception:
@@ -128,6 +134,7 @@ class Collecting(OnPolicyAlgorithm):
         """Fill the rollout buffer; the contract is SB3's. See :mod:`sb3_trpo_ext.sampling.single_path`."""
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
+        self._measured = None
 
         def make_actor() -> Actor:
             return self._make_actor(rollout_buffer)
@@ -162,13 +169,47 @@ class Collecting(OnPolicyAlgorithm):
     def states_per_pass(self, observations: Any) -> int:
         """How many states go through the networks at once: ``chunk_size``, or what fits a budget.
 
-        That is about 64 MB of observations and 256 MB of what a linearisation keeps of the layers.
+        That is about 64 MB of observations as the networks see them, as much of the distributions' parameters with what a
+        KL makes of them, and 256 MB of what a linearisation keeps of the layers.
         """
         if self.chunk_size is not None:
             return self.chunk_size
+        seen = max(entries_per_state(observations), numbers_seen(self.observation_space))
         # three numbers a unit, of either the actor or the critic
         kept = 3 * units(self.policy) // 2
-        return max(256, min(2**24 // entries_per_state(observations), 2**26 // max(kept, 1)))
+        if not is_dense(self.policy):
+            kept = max(kept, self._kept_of_layers(observations, seen))
+        at_once = 2**24 // max(seen, _COPIES_OF_PARAMETERS * _parameters_of_distribution(self.action_space))
+        return max(_FEWEST_STATES, min(at_once, 2**26 // max(kept, 1)))
+
+    def _kept_of_layers(self, observations: Any, seen: int) -> int:
+        """The same of a policy of any kind, found once a rollout by asking it about a state."""
+        if self._measured is None:
+            # copies, because what is kept of a view is counted as the whole
+            one, two = (
+                tree_map(lambda leaf: th.as_tensor(leaf[:n], device=self.device).clone(), observations)  # noqa: B023
+                for n in (1, min(2, length(observations)))
+            )
+            with self._unnoticed():
+                actor, critic = (
+                    [numbers_saved(lambda: ask(states), self.policy) for states in (one, two)]  # noqa: B023
+                    for ask in (self.action_distribution, self.predict_values)
+                )
+            # what does not grow with the states is no matter
+            self._measured = max(more - less if length(two) > 1 else less for less, more in (actor, critic))
+        return 3 * max(self._measured - seen, 0) + seen
+
+    @contextmanager
+    def _unnoticed(self) -> Iterator[None]:
+        """Context in which the policy can be asked, in evaluation mode, without a trace in global random numbers."""
+        was_training = self.policy.training
+        self.policy.set_training_mode(False)
+        try:
+            with th.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            if was_training:
+                self.policy.set_training_mode(True)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # branches may overshoot by much, and a schedule below 0 would turn the critic's fit around
@@ -212,3 +253,9 @@ class Collecting(OnPolicyAlgorithm):
         started = time.perf_counter()
         yield
         self._seconds[part] = time.perf_counter() - started
+
+
+def _parameters_of_distribution(space: spaces.Space) -> int:
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return choices(space)
+    return max(1, int(np.prod(space.shape or ())))

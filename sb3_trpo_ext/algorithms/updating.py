@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from torch import nn
 
 from sb3_trpo_ext.algorithms.collecting import Collecting
 from sb3_trpo_ext.algorithms.faults import FAULTY_QUANTITY, Fault, Watch, require_trainable
@@ -21,6 +19,7 @@ from sb3_trpo_ext.algorithms.reporting import (
     warn_of_randomness,
     warn_of_unheld,
 )
+from sb3_trpo_ext.algorithms.statistics import refresh_running_statistics
 from sb3_trpo_ext.critic import (
     AdamSettings,
     CriticProblem,
@@ -31,13 +30,8 @@ from sb3_trpo_ext.critic import (
     fit_gauss_newton,
 )
 from sb3_trpo_ext.numerics.averages import chunks_of
-from sb3_trpo_ext.numerics.checkpoint import Checkpoint, Copies
+from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
-from sb3_trpo_ext.numerics.running_statistics import (
-    has_others_with_buffers,
-    layers_with_statistics,
-    take_batch_statistics,
-)
 from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
 from sb3_trpo_ext.observations import Rows, length, take, take_samples
 from sb3_trpo_ext.policy_problem import PolicyProblem
@@ -52,11 +46,6 @@ from sb3_trpo_ext.standard_policies import (
 from sb3_trpo_ext.steps import StepOutcome, StepReport
 
 _SOME_STATES = 64
-
-_SHARE_OF_STATISTICS = 0.25
-"""Of the bound on the KL: what running statistics may move the policy by."""
-
-_HALVINGS_OF_STATISTICS = 10
 
 
 class Updating(Collecting):
@@ -129,15 +118,15 @@ class Updating(Collecting):
         # dropout and batch statistics would make π_old a moving target
         self.policy.set_training_mode(False)
         everything = FlatParameters(self.policy.parameters())
-        fit = CriticReport(FitOutcome.NO_PARAMETERS)
         with Checkpoint(everything, self.policy.optimizer, self.policy.buffers) as start:
             with self._timed("policy"):
                 problem = self._policy_problem(samples)
-                self._refresh_running_statistics(samples, problem)
+                refresh_running_statistics(self, samples, problem, self._largest_kl())
                 report = self._update_policy(problem)
             if isinstance(self.rollout_buffer, VineRolloutBuffer):
                 record_weights(self, self.rollout_buffer, samples)
             fault = Fault(FAULTY_QUANTITY[report.outcome]) if report.outcome in FAULTY_QUANTITY else None
+            fit = CriticReport(FitOutcome.NO_PARAMETERS)
             if fault is None and self.critic != "none":
                 with self._timed("critic"):
                     fit = self._fit_critic(samples, problem.parameters)
@@ -147,12 +136,10 @@ class Updating(Collecting):
                     fault = Fault("value loss")
                 elif fit.outcome is not FitOutcome.FITTED:
                     self._count(f"critic_{fit.outcome.value}")
-            if report.outcome is StepOutcome.NO_PARAMETERS and fit.outcome is FitOutcome.NO_PARAMETERS:
-                raise ValueError(
-                    "nothing is trainable: the action distribution depends on no parameter that is not frozen, nor V"
-                )
             if fault is not None:
                 start.restore()
+        if report.outcome is StepOutcome.NO_PARAMETERS and fit.outcome is FitOutcome.NO_PARAMETERS:
+            raise ValueError("nothing is trainable: the action distribution depends on no parameter that is not frozen, nor V")
         self.report = report
         self._adapt(report)
         self._count(report.outcome.value)
@@ -237,52 +224,6 @@ class Updating(Collecting):
             mlp=mlp,
             head=getattr(self.policy, "value_net", None),
         )
-
-    def _refresh_running_statistics(self, samples: RolloutBufferSamples, problem: PolicyProblem) -> None:
-        """Running statistics, as of BatchNorm, become those of the batch, as far as this leaves room for a step.
-
-        That is where KL(π_old ‖ π_θ) comes to a quarter of its bound, and the step to half of its length. Both are
-        measured from the policy that acted, and the step is made in evaluation mode.
-        """
-        if next(self.policy.buffers(), None) is None:
-            return
-        acted = Copies(self.policy.buffers)
-        self.policy.set_training_mode(True)
-        layers = layers_with_statistics(self.policy)
-        self._refresh_other_buffers(samples, layers)
-        self.policy.set_training_mode(False)
-        before = Copies(lambda: [buffer for layer in layers for buffer in layer.buffers(recurse=False)])
-        run, chunks = self._pass_through_policy(samples)
-        take_batch_statistics(layers, run, chunks)
-        if not acted.differ():
-            return
-        for _ in range(_HALVINGS_OF_STATISTICS):
-            if problem.start_again() <= _SHARE_OF_STATISTICS * self._largest_kl():
-                return
-            before.go_back(0.5)
-        before.restore()
-        problem.start_again()
-
-    def _refresh_other_buffers(self, samples: RolloutBufferSamples, layers: Sequence[nn.Module]) -> None:
-        """One pass in training mode, chunk by chunk: what it does is known to the policy alone."""
-        if not has_others_with_buffers(self.policy):
-            return
-        for layer in layers:
-            layer.eval()
-        run, chunks = self._pass_through_policy(samples)
-        for rows in chunks:
-            if rows.stop - rows.start > 1:  # one state has no batch statistics
-                run(rows)
-
-    def _pass_through_policy(self, samples: RolloutBufferSamples) -> tuple[Callable[[slice], Any], list[slice]]:
-        """Rows ↦ a pass of these states through actor and critic without a graph, and the chunks to take them in."""
-        observations, actions = samples.observations, self.as_taken(samples.actions)
-
-        @th.no_grad()
-        def run(rows: slice) -> None:
-            self.policy.evaluate_actions(take(observations, rows), actions[rows])
-
-        return run, chunks_of(length(observations), self.states_per_pass(observations))
 
     # -- reporting -----------------------------------------------------------------------------------
 

@@ -140,13 +140,12 @@ class GeneralLinearization:
             outputs = outputs_of()
             self._chosen: Linearization = AutogradLinearization(outputs, parameters)
         self.outputs = self._chosen.outputs
-        self.jvp = unless_impossible(self._chosen.jvp, self._by_differences)
         if has_functions_of_users(outputs) and not self._is_consistent(parameters.read()):
-            self.jvp = self._by_differences()
+            self._go_by_differences()
 
-    def _by_differences(self) -> Callable[[th.Tensor], Outputs]:
+    def _go_by_differences(self) -> Linearization:
         self._chosen = DifferenceLinearization(*self._arguments)
-        return self._chosen.jvp
+        return self._chosen
 
     def _is_consistent(self, theta: th.Tensor) -> bool:
         """Whether ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ for some u and v: a backward that is not differentiable itself leaves zeros in Jv."""
@@ -156,6 +155,9 @@ class GeneralLinearization:
         pulled = self.vjp(tuple(signs)) * v
         scale = pulled.abs().sum() + sum(tangent.abs().sum() for tangent in tangents)
         return bool((products.sum() - pulled.sum()).abs() <= 1e-4 * scale)
+
+    def jvp(self, v: th.Tensor) -> Outputs:
+        return unless_impossible(lambda: self._chosen.jvp(v), lambda: self._go_by_differences().jvp(v))
 
     def vjp(self, u: Outputs) -> th.Tensor:
         return self._chosen.vjp(u)
@@ -196,22 +198,26 @@ def hessian_product(scalar_of: Callable[[], th.Tensor], parameters: FlatParamete
         scalar = scalar_of()
         at_theta = gradient(scalar, create_graph=True)
 
-    def product(v: th.Tensor) -> th.Tensor:
+    by_differences = has_functions_of_users([scalar])
+
+    def by_autograd(v: th.Tensor) -> th.Tensor:
         parts = th.autograd.grad(at_theta, parameters.tensors, grad_outputs=v, retain_graph=True, allow_unused=True)
         return parameters.flatten(parts)
 
     @th.enable_grad()
-    def by_differences(v: th.Tensor) -> th.Tensor:
+    def of_differences(v: th.Tensor) -> th.Tensor:
+        nonlocal by_differences
+        by_differences = True
         return central_difference(lambda: (gradient(scalar_of(), create_graph=False),), parameters, v)[0]
 
-    if has_functions_of_users([scalar]):
-        return by_differences
-    return unless_impossible(product, lambda: by_differences)
+    def product(v: th.Tensor) -> th.Tensor:
+        return of_differences(v) if by_differences else unless_impossible(lambda: by_autograd(v), lambda: of_differences(v))
+
+    return product
 
 
 def _random_signs(outputs: Outputs, generator: th.Generator) -> Outputs:
-    signs = (th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) for output in outputs)
-    return tuple(sign * 2 - 1 for sign in signs)
+    return tuple(th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) * 2 - 1 for output in outputs)
 
 
 def _estimated_block_squares(linearization: Linearization, parameters: FlatParameters) -> th.Tensor:

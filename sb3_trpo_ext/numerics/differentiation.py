@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch as th
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_trpo_ext.numerics.parameters import FlatParameters
@@ -50,25 +51,31 @@ def central_difference(function: Callable[[], Tensors], parameters: FlatParamete
     return tuple((after - before) / (2.0 * h) for after, before in zip(ahead, behind, strict=True))
 
 
-def unless_impossible(
-    exact: Callable[[th.Tensor], T], other: Callable[[], Callable[[th.Tensor], T]]
-) -> Callable[[th.Tensor], T]:
-    """A function that is ``exact`` until autograd has no derivative for it, and then ``other()``."""
-    chosen: Callable[[th.Tensor], T] | None = None
+def unless_impossible(exact: Callable[[], T], other: Callable[[], T]) -> T:
+    """``exact()``, or ``other()`` where that asks autograd for a derivative that torch does not have."""
+    try:
+        return exact()
+    except RuntimeError as error:
+        if isinstance(error, th.cuda.OutOfMemoryError):
+            raise
+    return other()
 
-    def function(v: th.Tensor) -> T:
-        nonlocal chosen
-        if chosen is None:
-            try:
-                return exact(v)
-            except RuntimeError as error:
-                if isinstance(error, th.cuda.OutOfMemoryError):
-                    raise
-            # an operation that torch differentiates only once
-            chosen = other()
-        return chosen(v)
 
-    return function
+def numbers_saved(function: Callable[[], Any], module: nn.Module) -> int:
+    """Numbers, of four bytes, that autograd keeps of a function for its backward pass, the module's own apart."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    sizes: dict[int, int] = {}
+
+    def see(tensor: th.Tensor) -> th.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with th.enable_grad(), th.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        result = function()  # alive until all is counted, so that no address serves twice
+    del result
+    return sum(sizes.values()) // 4
 
 
 def has_functions_of_users(outputs: Iterable[th.Tensor]) -> bool:

@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo_ext.originals import differs_from_sb3, is_original
 from sb3_trpo_ext.sampling.choices import Checks, Choices
-from sb3_trpo_ext.sampling.heads import head_of
+from sb3_trpo_ext.sampling.heads import NoiseInBlocks, head_of, noise_ahead
 from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 
@@ -55,7 +55,7 @@ class Actor(Protocol):
     """Whether values and log-probabilities come with the actions."""
 
     def prepare(self, n_steps: int) -> None:
-        """Draw the noise of that many steps ahead, from torch's global generator."""
+        """Draw the noise of that many steps ahead, or of the first of them, from torch's global generator."""
         ...
 
     def act(self, observation: Observation, step: int) -> Acted:
@@ -119,10 +119,11 @@ class NumpyActor:
         # others have it already
         is_other = isinstance(action_space, spaces.Box) and len(action_space.shape) != 1
         self._action_shape = (n_envs, *action_space.shape) if is_other else None  # type: ignore[misc]
-        self._noise = np.empty(0)
+        self._noise: np.ndarray | NoiseInBlocks = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
-        self._noise = self.noise((n_steps, self._n_envs))
+        numbers = self._n_envs * self._head.width
+        self._noise = noise_ahead(lambda steps: self.noise((steps, self._n_envs)), n_steps, numbers)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         noise = self._head.noise((*shape, self._head.width), generator)
@@ -177,10 +178,11 @@ class TorchActor:
         self._n_envs = n_envs
         self._head = head_of(policy.action_dist)
         self._check = Checks(policy.observation_space)
-        self._noise = np.empty(0)
+        self._noise: np.ndarray | NoiseInBlocks = np.empty(0)
 
     def prepare(self, n_steps: int) -> None:
-        self._noise = self.noise((n_steps, self._n_envs))
+        numbers = 0 if self._head is None else self._n_envs * self._head.width
+        self._noise = noise_ahead(lambda steps: self.noise((steps, self._n_envs)), n_steps, numbers)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         return np.empty((*shape, 0)) if self._head is None else self._head.noise((*shape, self._head.width), generator)

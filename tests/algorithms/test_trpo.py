@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_trpo_ext import TRPOExt
+from sb3_trpo_ext.algorithms import collecting
 from sb3_trpo_ext.checks import default_of
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from tests.cases import ACTION_SPACES, LearnedExtractor
@@ -271,6 +272,60 @@ def test_without_a_chunk_size_the_width_of_the_layers_counts_too():
     assert narrow.states_per_pass(observations) > 1e5
     assert 3 * 4096 * 4 * wide.states_per_pass(observations) < 2**28
     assert make(chunk_size=5).states_per_pass(observations) == 5
+
+
+class Convolutions(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.layers = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(64 * 64, 4))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+class Recurrent(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 64)
+        self.layer = nn.LSTM(3, 64, batch_first=True)
+
+    def forward(self, observations):
+        return self.layer(observations)[0][:, -1]
+
+
+WIDE = {
+    # name: observations, actions, extractor, numbers in one state at once
+    "one-hot observations": (spaces.Discrete(5000), None, None, 15000),
+    "several one-hot observations": (spaces.MultiDiscrete([2500, 2500]), None, None, 15000),
+    "one-hot observations in a dict": (spaces.Dict(a=spaces.Discrete(5000), b=spaces.Box(-1, 1, (2,))), None, None, 15002),
+    "many choices": (None, spaces.Discrete(5000), None, 50000),
+    "several with many choices": (None, spaces.MultiDiscrete([2500, 2500]), None, 50000),
+    "many switches": (None, spaces.MultiBinary(5000), None, 50000),
+    "small images": (spaces.Box(-1, 1, (3, 8, 8)), None, Convolutions, 3 * 64 * 64 / 4),
+    "recurrent": (spaces.Box(-1, 1, (50, 3)), None, Recurrent, 3 * 50 * 64 * 6 / 4),
+}
+
+
+@pytest.mark.parametrize("observation_space, action_space, extractor, numbers", WIDE.values(), ids=WIDE)
+def test_without_a_chunk_size_what_the_networks_see_and_keep_counts(observation_space, action_space, extractor, numbers):
+    kwargs = {} if extractor is None else dict(features_extractor_class=extractor)
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    model = make(policy, Walk(action_space, observation_space), policy_kwargs=kwargs)
+    observations = model.policy.obs_to_tensor(model.observation_space.sample())[0]
+    random = th.get_rng_state()
+    assert 256 <= model.states_per_pass(observations) <= 2**24 // numbers
+    assert th.equal(th.get_rng_state(), random) and model.states_per_pass(observations) == model.states_per_pass(observations)
+
+
+def test_what_autograd_keeps_of_a_policy_is_measured_once_a_rollout_and_by_state(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        collecting, "numbers_saved", lambda function, module: asked.append(function) or 10**6 + 5000 * len(function())
+    )
+    model = make(policy_kwargs=dict(activation_fn=nn.PReLU))
+    monkeypatch.setattr(model, "action_distribution", lambda observations: observations)
+    monkeypatch.setattr(model, "predict_values", lambda observations: observations)
+    sizes = [model.states_per_pass(np.zeros((n, 3), np.float32)) for n in (7, 7, 1)]
+    assert sizes == [2**26 // (3 * 4997 + 3)] * 3 and len(asked) == 4
 
 
 @pytest.mark.parametrize("critic", ["adam", "gauss_newton"])

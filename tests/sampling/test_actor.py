@@ -5,10 +5,13 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from torch import nn
 
+from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.distributions import family_of
+from sb3_trpo_ext.sampling import heads
 from sb3_trpo_ext.sampling.actor import SB3Actor, TorchActor, numpy_actor, usable
-from sb3_trpo_ext.sampling.heads import head_of
+from sb3_trpo_ext.sampling.heads import BernoulliHead, CategoricalHead, GaussianHead, head_of
 from tests.cases import ACTION_SPACES, CASES
+from tests.envs import Walk
 
 OBSERVATION_SPACES = {
     "box": spaces.Box(-2, 2, (3,)),
@@ -197,6 +200,41 @@ def test_usable_knows_every_precision(dtype):
 
 def test_distributions_without_a_head():
     assert head_of(make(use_sde=True).action_dist) is None
+
+
+@pytest.mark.parametrize(
+    "head", [GaussianHead(3), BernoulliHead(3), CategoricalHead([3], flat=True)], ids=lambda h: type(h).__name__
+)
+@pytest.mark.parametrize("n_steps, n_envs", [(64, 1), (113, 2), (49, 5), (17, 1)])
+def test_noise_drawn_in_blocks_is_that_drawn_at_once(monkeypatch, head, n_steps, n_envs):
+    drawn = []
+    for most in (2**23, 100, 1):
+        monkeypatch.setattr(heads, "_MOST_NUMBERS_AHEAD", most)
+        th.manual_seed(0)
+        sizes = []
+
+        def draw(steps, sizes=sizes):
+            sizes.append(steps)
+            return head.noise((steps, n_envs, 3))
+
+        noise = heads.noise_ahead(draw, n_steps, 3 * n_envs)
+        drawn.append(np.stack([noise[step].copy() for step in range(n_steps)] + [th.rand(n_envs, 3).numpy()]))
+        assert sum(sizes) == n_steps and (max(sizes) < 48 if most < n_steps * n_envs * 3 and n_steps > 48 else True)
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.PReLU], ids=["numpy", "torch"])
+def test_a_rollout_draws_a_great_deal_of_noise_in_blocks(monkeypatch, activation):
+    actions = []
+    for most in (2**23, 40):
+        monkeypatch.setattr(heads, "_MOST_NUMBERS_AHEAD", most)
+        model = TRPOExt("MlpPolicy", Walk(), n_steps=64, seed=0, device="cpu", policy_kwargs=dict(activation_fn=activation))
+        actor = model._make_actor(model.rollout_buffer)
+        actor.prepare(64)
+        assert isinstance(actor._noise, heads.NoiseInBlocks) is (most == 40)
+        model.set_random_seed(0)
+        actions.append(model.learn(64).rollout_buffer.actions.copy())
+    assert np.array_equal(*actions)
 
 
 CHOICES = {"discrete": spaces.Discrete(5), "multi_discrete": spaces.MultiDiscrete([3, 4])}
