@@ -135,11 +135,9 @@ def _along_earlier_iterates(
     flat at θ_old and nowhere else, so that ½ sᵀFs says nothing of it. The more exactly (F + λI)x = g is solved, the less
     the step is then worth: on CartPole with λ = 0 the KL of the full step is δ for the first six iterates of CG and
     8000 δ at the fifteenth. A least curvature, in proportion to the largest, does not tell them apart: on one batch
-    the KL was still δ at 4·10⁻⁴ of it, on another 5 δ at 4·10⁻³, and what stops there also stops good steps. Nor does
-    plain CG, which loses its way to the solution by rounding, and finds it with more steps. The KL itself tells, so it is
-    asked (as Martens 2010, section 4.6, asks the loss). The iterates of CG lead from the gradient to the solution;
-    an earlier one trusts small curvature less. It is solved for again, which takes no memory and no time unless the
-    step would have been wasted.
+    the KL was still δ at 4·10⁻⁴ of it, on another 5 δ at 4·10⁻³, and what stops there also stops good steps. Plain CG
+    loses its way by rounding, and finds it with more steps. The KL itself tells, so it is asked (as Martens 2010, section
+    4.6, asks the loss). An earlier iterate trusts small curvature less; solving again costs nothing unless a step was lost.
 
     :param attempt: one step with a limit of CG steps: its report, and whether its KL was far off
     """
