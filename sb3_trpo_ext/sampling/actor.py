@@ -105,7 +105,7 @@ class NumpyActor:
         self._encode = _encoder(observation_space)
         self._layers = []
         for layer in actor.network.layers:
-            weight = np.ascontiguousarray(layer.weight.detach().cpu().numpy().T)
+            weight = np.array(layer.weight.detach().cpu().numpy().T, order="C")
             out = np.empty((n_envs, weight.shape[1]), dtype=weight.dtype)
             # in the full shape: broadcasting would cost as much as the sum
             bias = np.zeros_like(out)

@@ -110,8 +110,9 @@ def test_actions_have_the_distribution_of_the_policy(case):
         th.testing.assert_close(actions.std(dim=0), std, rtol=0.02, atol=0)
 
 
-def test_weights_are_copied_when_the_actor_is_made():
-    policy = policy_of(spaces.Box(-1, 1, (3,)), ACTION_SPACES["box"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_weights_are_copied_when_the_actor_is_made(n):
+    policy = policy_of(spaces.Box(-1, 1, (n,)), spaces.Box(-1, 1, (n,)))
     fast, obs = numpy_actor(policy, E), batch_of(policy.observation_space)
     before = fast.outputs(obs).copy()
     for parameter in policy.parameters():
