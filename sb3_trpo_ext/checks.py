@@ -8,7 +8,7 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -116,10 +116,12 @@ def scheduled(name: str, value: float | str | Schedule, progress_remaining: floa
     return float(now)
 
 
-def with_keywords_of(base: type) -> Callable[[Constructor], Constructor]:
+def with_keywords_of(base: type, without: Collection[str] = ()) -> Callable[[Constructor], Constructor]:
     """Decorator of a constructor whose last argument passes keywords on to ``base``: its signature names them.
 
     Any other keyword is refused in the name of the class that is constructed, with what its ``no_keywords`` says of it.
+
+    :param without: keywords of ``base`` that are not passed on
     """
 
     def decorate(constructor: Constructor) -> Constructor:
@@ -128,7 +130,7 @@ def with_keywords_of(base: type) -> Callable[[Constructor], Constructor]:
         passed_on = [
             parameter.replace(kind=parameter.KEYWORD_ONLY)
             for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
-            if name not in own.parameters
+            if name not in own.parameters and name not in without
         ]
         signature = own.replace(parameters=[*named, *passed_on])
 

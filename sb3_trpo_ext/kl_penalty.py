@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch as th
 
+from sb3_trpo_ext.numerics.averages import Group
 from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.gradient_step import gradient_step
 from sb3_trpo_ext.policy_problem import Minibatch, MinibatchMeans
@@ -21,6 +23,11 @@ _BETA_BOUNDS = (1e-6, 1e6)
 
 class KLPenaltyProblem(TrustRegionProblem, Protocol):
     """L, KL and θ of a policy on a batch of states, also some of the states at a time."""
+
+    @property
+    def group(self) -> Group:
+        """Who else has states of the batch: losses of minibatches are shares of a sum."""
+        ...
 
     def minibatches(self, batch_size: int) -> list[Minibatch]:
         """A random partition of the states; to be asked for at θ_old."""
@@ -95,11 +102,15 @@ def _descend(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings:
     for epoch in range(settings.n_epochs):
         for i in th.randperm(len(minibatches), device="cpu").tolist():
             means = minibatches[i]()
-            if means is None or not bool(th.isfinite(loss := _loss(means, settings))):
+            loss = None if means is None else _loss(means, settings)
+            # whoever has no policy any more still takes part in the sum
+            found = th.full((2,), math.nan) if means is None or loss is None else th.stack([loss, means.kl]).detach()
+            total, kl = problem.group.sum(found).tolist()
+            if loss is None or not math.isfinite(total):
                 return None
-            if settings.max_kl is not None and float(means.kl.detach()) > settings.max_kl:
+            if settings.max_kl is not None and kl > settings.max_kl:
                 return epoch
-            gradient_step(loss, problem.parameters, optimizer, settings.max_grad_norm)
+            gradient_step(loss, problem.parameters, optimizer, settings.max_grad_norm, problem.group)
     return settings.n_epochs
 
 

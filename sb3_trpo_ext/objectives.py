@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo_ext.observations import Rows
+from sb3_trpo_ext.numerics.averages import ALONE, Group, Rows, StateAverage, Units
 
 
 class Objective(Protocol):
@@ -27,6 +29,34 @@ class Objective(Protocol):
     def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
         """The terms of these states under π_θ, shape (rows,), with a graph if autograd is on."""
         ...
+
+
+@dataclass(frozen=True)
+class ObjectivePart:
+    """Objectives that average over the same states.
+
+    :param states: as rows of the batch; None: the whole batch, which the KL is averaged over too
+    """
+
+    objectives: list[Objective]
+    average: StateAverage
+    zero: th.Tensor
+    states: th.Tensor | None = None
+
+    def in_batch(self, rows: Rows) -> Rows:
+        return rows if self.states is None else self.states[rows]
+
+    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
+        """The sum of the objectives' terms, (rows,); a zero where there is no objective."""
+        return sum((objective.terms(distribution, rows) for objective in self.objectives), start=self.zero)
+
+    def weighted(self, distribution: Distribution, rows: slice) -> th.Tensor:
+        """The same, each times what its state counts."""
+        return self.average.units.weigh(self.terms(distribution, rows), rows) if self.objectives else self.zero
+
+    def mean(self, distribution: Distribution, rows: th.Tensor) -> th.Tensor:
+        """Their weighted mean over a minibatch."""
+        return self.average.units.mean(self.terms(distribution, rows), rows) if self.objectives else self.zero
 
 
 class EntropyBonus:
@@ -141,7 +171,7 @@ def log_probs_of_branches(distribution: Distribution, actions: th.Tensor) -> th.
     return th.stack([distribution.log_prob(actions[:, k]) for k in range(actions.shape[1])], dim=1)
 
 
-def center_q_values(q_values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
+def center_q_values(q_values: np.ndarray, weights: np.ndarray, normalize: bool, group: Group = ALONE) -> np.ndarray:
     """Q̂ of each state less its mean under the weights, and over their common standard deviation if asked.
 
     Neither changes the direction of a trust-region step: the surrogates of the vine move by a constant when
@@ -150,28 +180,34 @@ def center_q_values(q_values: np.ndarray, weights: np.ndarray, normalize: bool) 
 
     :param q_values: (N, K)
     :param weights: of the actions at π_old, (N, K), summing to 1 over K
+    :param group: who else has states, over which the standard deviation is taken too
     :return: (N, K); zeros where all differ by no more than rounding
     """
     centered = q_values - (weights * q_values).sum(axis=1, keepdims=True)
     if not normalize:
         return centered
-    std = np.sqrt((weights * centered**2).sum(axis=1).mean())
-    if std <= np.finfo(np.float32).eps * np.abs(q_values).max():
+    sums = [(weights * values**2).sum() for values in (centered, q_values)]
+    variance, square, n_states = group.sum(th.tensor([*sums, len(q_values)], dtype=th.float64, device="cpu")).tolist()
+    std = math.sqrt(variance / n_states)
+    if std <= np.finfo(np.float32).eps * math.sqrt(square / n_states):
         return np.zeros_like(q_values)
     return centered / (std + 1e-8)
 
 
-def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
+def normalize_advantages(advantages: th.Tensor, states: Units | None = None) -> th.Tensor:
     """(A − mean) / (std + 1e-8) over a batch (B,), as sb3_contrib does, but never NaN.
 
     Advantages that differ by no more than rounding, a single one included, become zeros: there is
     nothing to prefer.
+
+    :param states: what the batch consists of, where that is not states that count 1 each
     """
+    units = states or Units(len(advantages))
     # in double precision, so that huge values do not overflow
     wide = advantages.double()
-    if len(wide) < 2:
+    if units.total < 2:
         return th.zeros_like(advantages)
-    std = wide.std()
-    if std <= th.finfo(advantages.dtype).eps * wide.abs().max():
+    mean, std, rms = units.moments(wide)
+    if std <= th.finfo(advantages.dtype).eps * rms:
         return th.zeros_like(advantages)
-    return ((wide - wide.mean()) / (std + 1e-8)).to(advantages.dtype)
+    return ((wide - mean) / (std + 1e-8)).to(advantages.dtype)

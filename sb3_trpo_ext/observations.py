@@ -9,8 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-Rows = slice | th.Tensor
-"""Consecutive states of a batch, or their indices."""
+from sb3_trpo_ext.numerics.averages import Rows, Units
 
 
 class Indexed(Protocol):
@@ -44,11 +43,16 @@ def take(batch: Any, rows: Any) -> Any:
     return tree_map(lambda leaf: leaf[rows], batch)
 
 
-def take_samples(samples: Samples, rows: Rows, n_states: int) -> Samples:
+def take_samples(samples: Samples, rows: Rows, states: int | Units) -> Samples:
     """The rows of a rollout buffer's samples, whatever further fields they have.
 
-    Only tensors that are as long as the batch have rows; anything else belongs to the batch as a whole.
+    Only tensors that are as long as the batch have rows, and those that are as long as it has units have one for each
+    unit; anything else belongs to the batch as a whole.
+
+    :param states: B, or the units that the batch consists of
     """
+    batch = Units.of(states)
+    rows_by_length = {batch.count: batch.units_of(rows), batch.n_states: rows}
 
     def part(field: Any) -> Any:
         if isinstance(field, dict):
@@ -56,8 +60,8 @@ def take_samples(samples: Samples, rows: Rows, n_states: int) -> Samples:
         if isinstance(field, (tuple, list)):
             parts = [part(value) for value in field]
             return type(field)(*parts) if hasattr(field, "_fields") else type(field)(parts)
-        has_rows = isinstance(field, th.Tensor) and field.ndim > 0 and len(field) == n_states
-        return field[rows] if has_rows else field
+        own = rows_by_length.get(len(field)) if isinstance(field, th.Tensor) and field.ndim > 0 else None
+        return field if own is None else field[own]
 
     return part(samples)
 

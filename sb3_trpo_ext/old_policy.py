@@ -10,8 +10,8 @@ from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
 from sb3_trpo_ext.distributions import DistributionFamily, map_tensors
+from sb3_trpo_ext.numerics.averages import Rows, Units
 from sb3_trpo_ext.numerics.checkpoint import Copies
-from sb3_trpo_ext.observations import Rows
 
 _MOST_NUMBERS_KEPT = 2**24
 
@@ -24,7 +24,7 @@ class OldPolicy:
     :param family: of its distributions
     :param distribution_of: rows ↦ π(·|s) of the module as it is
     :param module: all that these depend on
-    :param n_states: in the batch
+    :param states: B, or the units that the batch consists of
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class OldPolicy:
         family: DistributionFamily,
         distribution_of: Callable[[Rows], Distribution],
         module: nn.Module,
-        n_states: int,
+        states: int | Units,
     ) -> None:
         self._family = family
         self._distribution_of = distribution_of
@@ -42,7 +42,8 @@ class OldPolicy:
 
         self._values = Copies(tensors)
         self._memory = {tensor.untyped_storage().data_ptr() for tensor in tensors()}
-        self._keeps = n_states * _numbers_in(self.at_present(slice(0, 1))) <= _MOST_NUMBERS_KEPT
+        units = Units.of(states)
+        self._keeps = units.count * _numbers_in(self.at_present(slice(0, units.length))) <= _MOST_NUMBERS_KEPT
         self._kept: dict[int, Any] = {}  # by the first row of each chunk
 
     def keep(self, rows: slice, distribution: Distribution) -> None:

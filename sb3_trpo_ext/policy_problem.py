@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch as th
@@ -12,7 +11,7 @@ from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
 from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of, require_kl
-from sb3_trpo_ext.numerics.averages import StateAverage
+from sb3_trpo_ext.numerics.averages import Group, Rows, StateAverage, Units
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
     GeneralLinearization,
@@ -22,34 +21,14 @@ from sb3_trpo_ext.numerics.curvature import (
 )
 from sb3_trpo_ext.numerics.dense import DenseLinearization
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.objectives import Objective
-from sb3_trpo_ext.observations import Indexed, Rows
+from sb3_trpo_ext.objectives import Objective, ObjectivePart
+from sb3_trpo_ext.observations import Indexed
 from sb3_trpo_ext.old_policy import OldPolicy
 from sb3_trpo_ext.standard_policies import MlpActor
 from sb3_trpo_ext.steps import Evaluation
 
 FisherChoice = Literal["auto", "gauss_newton", "hessian", "empirical", "identity"]
 KLReduction = Literal["sum", "mean"]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Objectives that average over the same states.
-
-    :param states: as rows of the batch; None: the whole batch, which the KL is averaged over too
-    """
-
-    objectives: list[Objective]
-    average: StateAverage
-    zero: th.Tensor
-    states: th.Tensor | None = None
-
-    def in_batch(self, rows: Rows) -> Rows:
-        return rows if self.states is None else self.states[rows]
-
-    def terms(self, distribution: Distribution, rows: Rows) -> th.Tensor:
-        """The sum of the objectives' terms, (rows,); a zero where there is no objective."""
-        return sum((objective.terms(distribution, rows) for objective in self.objectives), start=self.zero)
 
 
 class MinibatchMeans(NamedTuple):
@@ -71,14 +50,14 @@ class PolicyProblem:
     """The trust-region problem of a policy on B states, as :class:`TrustRegionProblem` wants it.
 
     :param distribution_of: rows ↦ π_θ(·|s) on these states, through the algorithm's one hook
-    :param n_states: B
+    :param states: B, or the units that the batch consists of
     :param objectives: whose sum is the surrogate, each averaged over its own states
     :param actions: (B,) or (B, D), at which the empirical Fisher takes its scores
     :param module: whose parameters may be policy parameters
     :param fisher: which matrix; ``"auto"`` is Gauss-Newton where the family has an entry, else the Hessian;
         ``"identity"`` is I, whatever the policy
     :param kl_reduction: ``"mean"`` divides KL and F by the number of dimensions, as sb3_contrib does
-    :param sub_sampling_factor: F averages over every k-th state; L and the KL keep them all
+    :param sub_sampling_factor: F averages over every k-th unit; L and the KL keep them all
     :param chunk_size: states in one pass
     :param mlp: the standard actor and its flat inputs (B, in), if the policy has one
     """
@@ -86,7 +65,7 @@ class PolicyProblem:
     def __init__(
         self,
         distribution_of: Callable[[Rows], Distribution],
-        n_states: int,
+        states: int | Units,
         objectives: Sequence[Objective],
         actions: th.Tensor,
         module: nn.Module,
@@ -98,37 +77,42 @@ class PolicyProblem:
         mlp: tuple[MlpActor, Indexed] | None = None,
     ) -> None:
         self._distribution_of = distribution_of
-        self._n_states = n_states
-        self._average = StateAverage(n_states, chunk_size)
+        self._units = units = Units.of(states)
+        self._average = StateAverage(units, chunk_size)
         zero = th.zeros((), device=actions.device)
-        self._parts = [_Part([objective for objective in objectives if objective.states is None], self._average, zero)]
+        self._parts = [ObjectivePart([objective for objective in objectives if objective.states is None], self._average, zero)]
         self._parts += [
-            _Part([objective], StateAverage(len(objective.states), chunk_size), zero, objective.states)
+            ObjectivePart([objective], StateAverage(units.apart(len(objective.states)), chunk_size), zero, objective.states)
             for objective in objectives
             if objective.states is not None
         ]
-        self._fisher_average = StateAverage(-(-n_states // sub_sampling_factor), chunk_size)
-        self._stride = sub_sampling_factor
+        thinned, self._thinned_rows = units.every(sub_sampling_factor)
+        self._fisher_average = StateAverage(thinned, chunk_size)
         self._actions = actions
         self._mlp = mlp
-        first = slice(0, 1)
+        first = slice(0, units.length)
         self._family = family_of(self._without_graph(first))
         if not isinstance(self._family, ParametricFamily):
             require_kl(self._without_graph(first))
-        self._old = OldPolicy(self._family, distribution_of, module, n_states)
+        self._old = OldPolicy(self._family, distribution_of, module, units)
         self._divisor = self._family.averaged_dimensions(self._old.at_present(first)) if kl_reduction == "mean" else 1
         self.fisher = self._resolve(fisher)
         self.parameters = self._policy_parameters(module)
         self._objective_old, self.entropy = self._sum_of_averages(self._take_old).tolist()
 
+    @property
+    def group(self) -> Group:
+        """Who else has states of the batch."""
+        return self._units.group
+
     def gradient(self) -> tuple[float, th.Tensor]:
         """L(θ_old) and ∇L(θ_old)."""
 
-        def gradient_of_sum(part: _Part, rows: slice) -> th.Tensor:
+        def gradient_of_sum(part: ObjectivePart, rows: slice) -> th.Tensor:
             if not part.objectives:
                 return self.parameters.flatten(None for _ in self.parameters.tensors)
             with th.enable_grad():
-                total = part.terms(self._distribution_of(part.in_batch(rows)), rows).sum()
+                total = part.weighted(self._distribution_of(part.in_batch(rows)), rows).sum()
             return self.parameters.gradient(total)
 
         return self._objective_old, self._sum_of_averages(gradient_of_sum)
@@ -137,14 +121,14 @@ class PolicyProblem:
     def evaluate(self) -> Evaluation:
         """L(θ) and the mean KL(π_old ‖ π_θ), from one forward pass over the batch and over objectives' own states."""
 
-        def totals(part: _Part, rows: slice) -> th.Tensor:
+        def totals(part: ObjectivePart, rows: slice) -> th.Tensor:
             # before anything else, because a policy refills one Distribution object at every call
             old = None if part.states is not None else self._old.on_chunk(rows)
             distribution = self._distribution_of(part.in_batch(rows))
-            terms = part.terms(distribution, rows).sum(dtype=th.float64)
+            terms = part.weighted(distribution, rows).sum(dtype=th.float64)
             if part.states is not None:
                 return th.stack([terms, th.zeros_like(terms)])
-            kl = self._family.kl(old, distribution).sum(dtype=th.float64)
+            kl = self._units.weigh(self._family.kl(old, distribution), rows).sum(dtype=th.float64)
             return th.stack([terms, kl / self._divisor])
 
         try:
@@ -165,11 +149,10 @@ class PolicyProblem:
         Objectives with states of their own have those shared out among as many parts.
         """
 
-        def shuffled(n: int) -> th.Tensor:
-            return th.randperm(n, device="cpu").to(self._actions.device)
-
-        partition = shuffled(self._n_states).split(batch_size)
-        shares = [shuffled(part.average.n_states).tensor_split(len(partition)) for part in self._parts[1:]]
+        device = self._actions.device
+        partition = [rows.to(device) for rows in self._units.partition(batch_size)]
+        counts = [part.average.units.count for part in self._parts[1:]]
+        shares = [th.randperm(count, device="cpu").to(device).tensor_split(len(partition)) for count in counts]
         old = self._old.on_minibatches(partition)
         return [
             self._minibatch(rows, old[i], [share[i] for share in shares], len(partition)) for i, rows in enumerate(partition)
@@ -183,14 +166,15 @@ class PolicyProblem:
             except ValueError:
                 # torch's distributions refuse parameters that are NaN
                 return None
-            objective = self._parts[0].terms(distribution, rows).mean()
-            kl = self._family.kl(old, distribution).mean() / self._divisor
-            log_prob = distribution.log_prob(self._actions[rows]).mean()
+            mean = self._units.mean
+            objective = self._parts[0].mean(distribution, rows)
+            kl = mean(self._family.kl(old, distribution), rows) / self._divisor
+            log_prob = mean(distribution.log_prob(self._actions[rows]), rows)
             # last, because a policy refills one Distribution object at every call
             for part, share in zip(self._parts[1:], shares, strict=True):
                 if len(share) > 0:
                     terms = part.terms(self._distribution_of(part.in_batch(share)), share)
-                    objective = objective + of / part.average.n_states * terms.sum()
+                    objective = objective + of / part.average.units.total * terms.sum()
             return MinibatchMeans(objective, kl, log_prob)
 
         return means
@@ -200,37 +184,42 @@ class PolicyProblem:
         if self.fisher == "identity":
             return lambda v: v
         linearize = {"gauss_newton": self._gauss_newton, "hessian": self._hessian, "empirical": self._empirical}[self.fisher]
-        product = self._fisher_average.keep_if_whole(
-            lambda rows: linearize(slice(rows.start * self._stride, rows.stop * self._stride, self._stride))
-        )
+        product = self._fisher_average.keep_if_whole(lambda rows: linearize(self._thinned_rows(rows)))
         return lambda v: self._fisher_average(lambda rows: product(rows)(v))
 
-    def _gauss_newton(self, rows: slice) -> Matvec:
+    def _gauss_newton(self, rows: Rows) -> Matvec:
         family, linearization = self._family, self._linearization(rows)
         assert isinstance(family, ParametricFamily)
 
         def metric(tangents: Parameters) -> Parameters:
-            return tuple(part / self._divisor for part in family.metric(linearization.outputs, tangents))
+            products = family.metric(linearization.outputs, tangents)
+            return tuple(self._units.weigh(part / self._divisor, rows) for part in products)
 
         return lambda v: gauss_newton_product(linearization, metric, v)
 
-    def _linearization(self, rows: slice) -> Linearization:
+    def _linearization(self, rows: Rows) -> Linearization:
         """The Jacobian in θ of the distribution's parameters."""
         if self._mlp is not None:
             actor, inputs = self._mlp
             return DenseLinearization(actor.network, inputs[rows], self.parameters, free=actor.log_std)
         return GeneralLinearization(lambda: self._outputs(rows), self.parameters)
 
-    def _hessian(self, rows: slice) -> Matvec:
+    def _hessian(self, rows: Rows) -> Matvec:
         old = self._old.at_present(rows)
-        return hessian_product(
-            lambda: self._family.kl(old, self._distribution_of(rows)).sum() / self._divisor, self.parameters
-        )
 
-    def _empirical(self, rows: slice) -> Matvec:
+        def kl() -> th.Tensor:
+            return self._units.weigh(self._family.kl(old, self._distribution_of(rows)), rows).sum() / self._divisor
+
+        return hessian_product(kl, self.parameters)
+
+    def _empirical(self, rows: Rows) -> Matvec:
         """Σ ∇log π ∇log πᵀ: a Gauss-Newton product with the log-probabilities as outputs and M = I."""
         scores = GeneralLinearization(lambda: (self._distribution_of(rows).log_prob(self._actions[rows]),), self.parameters)
-        return lambda v: gauss_newton_product(scores, lambda tangents: tangents, v) / self._divisor
+
+        def weigh(tangents: Parameters) -> Parameters:
+            return tuple(self._units.weigh(part, rows) for part in tangents)
+
+        return lambda v: gauss_newton_product(scores, weigh, v) / self._divisor
 
     def _resolve(self, fisher: FisherChoice) -> str:
         has_metric = isinstance(self._family, ParametricFamily)
@@ -251,7 +240,7 @@ class PolicyProblem:
         with th.enable_grad():
             return FlatParameters.reached_by_any((self._outputs(rows) for rows in self._average.chunks), module)
 
-    def _outputs(self, rows: slice) -> Parameters:
+    def _outputs(self, rows: Rows) -> Parameters:
         """Tensors through which π_θ on these states depends on θ, with a graph if autograd is on."""
         if isinstance(self._family, ParametricFamily):
             return self._family.parameters(self._distribution_of(rows))
@@ -270,18 +259,18 @@ class PolicyProblem:
         return -distribution.log_prob(self._actions[rows]) if entropy is None else entropy
 
     @th.no_grad()
-    def _take_old(self, part: _Part, rows: slice) -> th.Tensor:
+    def _take_old(self, part: ObjectivePart, rows: slice) -> th.Tensor:
         """Keep what is needed of π_old on these states; their summed terms of L and, of the batch, entropy."""
         old = self._distribution_of(part.in_batch(rows))
         for objective in part.objectives:
             objective.set_old(old, rows)
-        terms = part.terms(old, rows).sum(dtype=th.float64)
+        terms = part.weighted(old, rows).sum(dtype=th.float64)
         if part.states is not None:
             return th.stack([terms, th.zeros_like(terms)])
         self._old.keep(rows, old)
-        return th.stack([terms, self._entropy(old, rows).sum(dtype=th.float64)])
+        return th.stack([terms, self._units.weigh(self._entropy(old, rows), rows).sum(dtype=th.float64)])
 
-    def _sum_of_averages(self, sum_over: Callable[[_Part, slice], th.Tensor]) -> th.Tensor:
+    def _sum_of_averages(self, sum_over: Callable[[ObjectivePart, slice], th.Tensor]) -> th.Tensor:
         """Each part's average over its own states, added up."""
         averages = [part.average(lambda rows, part=part: sum_over(part, rows)) for part in self._parts]  # type: ignore[misc]
         return th.stack(averages).sum(dim=0)

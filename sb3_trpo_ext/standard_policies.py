@@ -22,10 +22,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo_ext.numerics.averages import chunks_of
+from sb3_trpo_ext.numerics.averages import Rows, chunks_of
 from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.observations import Indexed, Rows, length, numbers_seen, take
+from sb3_trpo_ext.observations import Indexed, length, numbers_seen, take
 from sb3_trpo_ext.originals import differs_from_sb3, is_original
 
 _ACTING = ("forward", "extract_features")

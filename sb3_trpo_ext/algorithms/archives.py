@@ -6,13 +6,22 @@ import inspect
 import json
 import zipfile
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import json_to_data, open_path
+from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_trpo_ext.algorithms.arguments import Derived
+from sb3_trpo_ext.algorithms.arguments import (
+    CRITIC_FOLLOWS,
+    Derived,
+    critic_of_keywords,
+)
 from sb3_trpo_ext.checks import default_of
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
+
+SelfArchived = TypeVar("SelfArchived", bound="WithArchives")
 
 SB3_CONTRIB_SETTINGS: dict[str, Any] = {
     "kl_reduction": "mean",
@@ -111,3 +120,59 @@ def _has_our_default(buffer_class: type[VineRolloutBuffer], name: str) -> bool:
     parameters = inspect.signature(buffer_class.__init__).parameters
     takes_it = name in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return takes_it and default_of(buffer_class, name) == default_of(VineRolloutBuffer, name)
+
+
+class WithArchives(OnPolicyAlgorithm):
+    """An SB3 algorithm whose archives tell what was given from what followed, and that loads those of its relatives."""
+
+    foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {}
+    """Attributes that a foreign archive gets when it is loaded, by :func:`saved_by`."""
+
+    derived_from: ClassVar[dict[str, Derived]] = {"critic": CRITIC_FOLLOWS}
+    """Arguments that follow from others unless given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.derived_arguments: dict[str, Any] = {}
+
+    def _derive(self, name: str, value: Any) -> None:
+        """Set an argument that was not given, and remember that for archives."""
+        if getattr(self, name) == self.derived_from[name].unless_given:
+            self.derived_arguments[name] = value
+            setattr(self, name, value)
+
+    def _loaded(self, given: dict[str, Any]) -> None:
+        """The end of ``load()``: look at the arguments together.
+
+        :param given: keyword arguments of ``load()``
+        """
+
+    @classmethod
+    def load(
+        cls: type[SelfArchived],
+        path: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfArchived:
+        """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
+
+        Keyword arguments change the model. A default that depends on one of them follows it, as in the constructor,
+        unless it is given too or was given when the model was made.
+
+        An archive that sb3_contrib.TRPO saved goes on as it was, as far as the algorithms are the same: KL on its
+        scale, its critic fit, any improvement accepted. Of one of SB3's PPO, ``target_kl`` was the early stop, and is
+        the default of ours. Keyword arguments override that.
+        """
+        settings = settings_of_archive(path, cls.foreign_settings, cls.derived_from, kwargs, custom_objects or {}) | kwargs
+        if settings.get("critic") == "auto":
+            settings["critic"] = settings["derived_arguments"]["critic"] = critic_of_keywords(kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **settings)
+        model._loaded(kwargs)
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "report", "_watch", "_measured", "_has_told_of_disagreement"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch as th
 from gymnasium import spaces
@@ -13,12 +13,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.checks import constant_of, default_of, warn_user
+from sb3_trpo_ext.checks import constant_of, default_of, require, require_choice, require_count, require_real, warn_user
 from sb3_trpo_ext.standard_policies import has_parameters
-
-if TYPE_CHECKING:
-    from sb3_trpo_ext.algorithms.base import OnPolicyExt
 
 CriticChoice = Literal["auto", "gauss_newton", "adam", "none"]
 
@@ -31,6 +29,51 @@ KEYWORDS_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "auto": (),
 }
 """By critic."""
+
+
+class Arguments(Protocol):
+    """An algorithm, as far as its constructor's arguments go."""
+
+    env: VecEnv | None
+    device: th.device
+    policy: ActorCriticPolicy
+    action_space: spaces.Space
+    policy_kwargs: dict[str, Any]
+    use_sde: bool
+    n_steps: int
+    batch_size: int
+    n_critic_updates: int
+    gamma: float
+    gae_lambda: float
+    ent_coef: float
+    max_grad_norm: float
+    normalize_advantage: bool
+    critic: CriticChoice
+    critic_steps: int
+    critic_cg_steps: int
+    chunk_size: int | None
+    initial_std: float | None
+
+    def keywords_without_effect(self) -> dict[str, tuple[str, ...]]: ...
+
+
+def check_shared_arguments(model: Arguments) -> None:
+    """Refuse values that cannot work, of the arguments that all algorithms have.
+
+    :raises ValueError: naming the argument, what was expected and what came
+    """
+    require("device", str(model.device), model.device.type != "mps", 'one with double precision, as "cpu" and "cuda" are')
+    require_choice("critic", model.critic, tuple(KEYWORDS_WITHOUT_EFFECT))
+    for name in ("n_steps", "batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
+        require_count(name, getattr(model, name))
+    if model.chunk_size is not None:
+        require_count("chunk_size", model.chunk_size)
+    if model.initial_std is not None:
+        require_real("initial_std", model.initial_std, 0.0, open_below=True)
+    require_real("gamma", model.gamma, 0.0, 1.0)
+    require_real("gae_lambda", model.gae_lambda, 0.0, 1.0)
+    require_real("ent_coef", model.ent_coef, 0.0)
+    require_real("max_grad_norm", model.max_grad_norm, 0.0)
 
 
 class Derived(NamedTuple):
@@ -85,7 +128,7 @@ def class_of(name: type[RolloutBuffer] | str | None) -> type[RolloutBuffer] | No
         raise ValueError(f"rollout_buffer_class must be a class or its dotted path, got {name!r}") from error
 
 
-def check_rollout_size(model: OnPolicyExt) -> None:
+def check_rollout_size(model: Arguments) -> None:
     """sb3_contrib.TRPO's checks of the rollout against the advantage normalisation and the minibatches."""
     if model.env is None:
         return
@@ -110,7 +153,7 @@ def critic_of_keywords(given: Collection[str]) -> CriticChoice:
     return "auto" if set(_GAUSS_NEWTON_KEYWORDS).isdisjoint(given) else "gauss_newton"
 
 
-def critic_of_features(model: OnPolicyExt) -> CriticChoice:
+def critic_of_features(model: Arguments) -> CriticChoice:
     """Else it is Gauss-Newton, or Adam where the critic's features are learned: products through a convolution
     cost more than they bring."""
     if model.critic == "auto":
@@ -118,7 +161,7 @@ def critic_of_features(model: OnPolicyExt) -> CriticChoice:
     return model.critic
 
 
-def initial_std_without_effect(model: OnPolicyExt) -> dict[str, tuple[str, ...]]:
+def initial_std_without_effect(model: Arguments) -> dict[str, tuple[str, ...]]:
     """``initial_std`` by the choice that leaves it without use: only Gaussian actions without gSDE start with it."""
     choices = {
         "use_sde=True": model.use_sde,
@@ -128,7 +171,7 @@ def initial_std_without_effect(model: OnPolicyExt) -> dict[str, tuple[str, ...]]
     return {choice: ("initial_std",) for choice, holds in choices.items() if holds}
 
 
-def set_initial_std(model: OnPolicyExt) -> None:
+def set_initial_std(model: Arguments) -> None:
     """Let a new policy start with ``initial_std``, unless it was made to start otherwise.
 
     The parameter is set, not ``policy_kwargs``: SB3 compares those with the ones given to ``load()``.
@@ -140,7 +183,7 @@ def set_initial_std(model: OnPolicyExt) -> None:
             policy.log_std.fill_(policy.log_std_init)
 
 
-def _initial_std_in_use(model: OnPolicyExt) -> float | None:
+def _initial_std_in_use(model: Arguments) -> float | None:
     return None if initial_std_without_effect(model) else model.initial_std
 
 
@@ -155,14 +198,14 @@ def _starts_as_sb3s(policy: ActorCriticPolicy) -> bool:
     )
 
 
-def warn_of_own_start(model: OnPolicyExt) -> None:
+def warn_of_own_start(model: Arguments) -> None:
     """One warning where the policy's class makes it start otherwise than with the ``initial_std`` that was given."""
     policy, std = model.policy, _initial_std_in_use(model)
     if std is not None and keywords_given(model, ("initial_std",)) and getattr(policy, "log_std_init", None) != math.log(std):
         warn_user(f"{type(policy).__name__} has a start of its own and makes no use of initial_std={std!r}")
 
 
-def warn_without_effect(model: OnPolicyExt, among: Collection[str] | None = None) -> None:
+def warn_without_effect(model: Arguments, among: Collection[str] | None = None) -> None:
     """One warning for each choice that leaves given keywords without use, naming them.
 
     :param among: the keywords to look at; None: all
@@ -174,6 +217,6 @@ def warn_without_effect(model: OnPolicyExt, among: Collection[str] | None = None
             warn_user(f"{choice} makes no use of {', '.join(unused)}")
 
 
-def keywords_given(model: OnPolicyExt, keywords: Collection[str]) -> list[str]:
+def keywords_given(model: Arguments, keywords: Collection[str]) -> list[str]:
     """Those that differ from their defaults."""
     return [name for name in keywords if constant_of(getattr(model, name)) != default_of(type(model), name)]

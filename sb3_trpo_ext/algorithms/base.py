@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.algorithms.archives import settings_of_archive
-from sb3_trpo_ext.algorithms.arguments import (
-    CRITIC_FOLLOWS,
-    KEYWORDS_WITHOUT_EFFECT,
-    CriticChoice,
-    Derived,
-    PolicyOfObservations,
-    check_rollout_size,
-    class_of,
-    critic_of_features,
-    critic_of_keywords,
-    initial_std_without_effect,
-    keywords_given,
-    policy_of_observations,
-    set_initial_std,
-    warn_of_own_start,
-    warn_without_effect,
-)
-from sb3_trpo_ext.algorithms.updating import Updating
-from sb3_trpo_ext.checks import require, require_choice, require_count, require_real
-from sb3_trpo_ext.sampling.vine import make_restorable
+from sb3_trpo_ext.algorithms import arguments as rules
+from sb3_trpo_ext.algorithms.agents import WithAgent
+from sb3_trpo_ext.algorithms.archives import WithArchives
+from sb3_trpo_ext.algorithms.arguments import CRITIC_FOLLOWS, CriticChoice, PolicyOfObservations
+from sb3_trpo_ext.algorithms.environments import WithRestorableEnvironments
+from sb3_trpo_ext.algorithms.faults import Fault
+from sb3_trpo_ext.algorithms.reporting import WithRecords, record_explained_variance, record_update
+from sb3_trpo_ext.algorithms.rollouts import collect
+from sb3_trpo_ext.batch_statistics import refresh_running_statistics
+from sb3_trpo_ext.checks import with_keywords_of
+from sb3_trpo_ext.critic import AdamSettings, CriticProblem, CriticReport, GaussNewtonSettings, fit_critic
+from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
+from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.sampling.vine import effective_sample_size_now
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.steps import StepReport
+from sb3_trpo_ext.update import (
+    critic_problem_of,
+    objectives_of,
+    policy_problem_of,
+    require_known_kl,
+    units_of,
+    update,
+    warn_of_unheld,
+)
 
 SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
 
 
-class OnPolicyExt(Updating):
+class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironments):
     """Collect transitions, improve the policy, fit the critic, report. Siblings define the second.
 
     Constructor arguments are documented at :class:`~sb3_trpo_ext.TRPOExt`. SB3's ``load()`` overwrites
@@ -56,12 +63,11 @@ class OnPolicyExt(Updating):
         "auto": PolicyOfObservations,
     }
 
-    foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {}
-    """Attributes that a foreign archive gets when it is loaded, by :func:`~sb3_trpo_ext.algorithms.archives.saved_by`."""
+    _has_told_of_disagreement = False
 
-    derived_from: ClassVar[dict[str, Derived]] = {"critic": CRITIC_FOLLOWS}
-    """Arguments that follow from others unless given."""
-
+    @with_keywords_of(
+        OnPolicyAlgorithm, without=("vf_coef", "monitor_wrapper", "_init_setup_model", "supported_action_spaces")
+    )
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -82,16 +88,9 @@ class OnPolicyExt(Updating):
         values_at_each_step: bool = False,
         chunk_size: int | None = None,
         initial_std: float | None = 0.5,
-        rollout_buffer_class: type[RolloutBuffer] | str | None = None,
-        rollout_buffer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **arguments: Any,
     ) -> None:
         super().__init__(
             policy,
@@ -103,18 +102,11 @@ class OnPolicyExt(Updating):
             ent_coef=ent_coef,
             vf_coef=0.0,  # the critic is fitted on its own
             max_grad_norm=max_grad_norm,
-            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]  # resolved in _setup_model
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            **arguments,
         )
         self.batch_size = batch_size
         self.n_critic_updates = n_critic_updates
@@ -126,49 +118,40 @@ class OnPolicyExt(Updating):
         self.values_at_each_step = values_at_each_step
         self.chunk_size = chunk_size
         self.initial_std = initial_std
-        self.derived_arguments: dict[str, Any] = {}
-        self.outcome_counts: dict[str, int] = {}
         self.report: StepReport | None = None
-        self._seconds: dict[str, float] = {}
 
     # -- construction ----------------------------------------------------------------------------
 
     def _constructed(self, set_up: bool) -> None:
         """The end of every constructor: look at the arguments together, and build what they describe."""
         OnPolicyExt._check_arguments(self)
-        self._derive("critic", critic_of_keywords(keywords_given(self, CRITIC_FOLLOWS.keywords)))
-        warn_without_effect(self)
+        self._derive("critic", rules.critic_of_keywords(rules.keywords_given(self, CRITIC_FOLLOWS.keywords)))
+        rules.warn_without_effect(self)
         if set_up:
             self._setup_model()
-            warn_of_own_start(self)
-        check_rollout_size(self)
+            rules.warn_of_own_start(self)
+        rules.check_rollout_size(self)
 
-    def _derive(self, name: str, value: Any) -> None:
-        """Set an argument that was not given, and remember that for archives."""
-        if getattr(self, name) == self.derived_from[name].unless_given:
-            self.derived_arguments[name] = value
-            setattr(self, name, value)
+    def _loaded(self, given: dict[str, Any]) -> None:
+        rules.warn_without_effect(self, given)
+        rules.check_rollout_size(self)
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]:
         """Names of constructor keywords that are not used, by the choice that leaves them so."""
-        choices = {f"critic={self.critic!r}": KEYWORDS_WITHOUT_EFFECT[self.critic]}
+        choices = {f"critic={self.critic!r}": rules.KEYWORDS_WITHOUT_EFFECT[self.critic]}
         if self.initial_std is not None and self.env is not None:
-            choices |= initial_std_without_effect(self)
+            choices |= rules.initial_std_without_effect(self)
         return choices
 
     def _setup_model(self) -> None:
         self._check_arguments()
         if self.policy_class is PolicyOfObservations:
-            self.policy_class = policy_of_observations(self.observation_space)
-        self.rollout_buffer_class = class_of(self.rollout_buffer_class)
-        if self._branches_out:
-            require("use_sde", self.use_sde, not self.use_sde, "False with VineRolloutBuffer: branches draw their own noise")
-            if self.env is not None:
-                make_restorable(self.env)
+            self.policy_class = rules.policy_of_observations(self.observation_space)
+        self.rollout_buffer_class = rules.class_of(self.rollout_buffer_class)
         super()._setup_model()
-        self._check_distribution()
-        set_initial_std(self)
-        self._derive("critic", critic_of_features(self))
+        require_known_kl(self.agent)
+        rules.set_initial_std(self)
+        self._derive("critic", rules.critic_of_features(self))
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
             self.rollout_buffer.gae_lambda = 1.0
@@ -182,53 +165,103 @@ class OnPolicyExt(Updating):
 
         :raises ValueError: naming the argument, what was expected and what came
         """
-        require("device", str(self.device), self.device.type != "mps", 'one with double precision, as "cpu" and "cuda" are')
-        require_choice("critic", self.critic, tuple(KEYWORDS_WITHOUT_EFFECT))
-        for name in ("n_steps", "batch_size", "n_critic_updates", "critic_steps", "critic_cg_steps"):
-            require_count(name, getattr(self, name))
-        if self.chunk_size is not None:
-            require_count("chunk_size", self.chunk_size)
-        if self.initial_std is not None:
-            require_real("initial_std", self.initial_std, 0.0, open_below=True)
-        require_real("gamma", self.gamma, 0.0, 1.0)
-        require_real("gae_lambda", self.gae_lambda, 0.0, 1.0)
-        require_real("ent_coef", self.ent_coef, 0.0)
-        require_real("max_grad_norm", self.max_grad_norm, 0.0)
+        rules.check_shared_arguments(self)
+
+    # -- collecting ----------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the rollout buffer; the contract is SB3's. See :mod:`sb3_trpo_ext.sampling.single_path`."""
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        self._measured = {}
+        with self._timed("rollout"):
+            return collect(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    # -- updating: what siblings define, then what they share ------------------------------------------
+
+    @abstractmethod
+    def _update_policy(self, problem: PolicyProblem) -> StepReport:
+        """Improve the policy on one batch, or leave it bit for bit."""
+
+    def _adapt(self, report: StepReport) -> None:
+        """Settings that follow what became of a step, the critic fit included."""
+
+    def _largest_kl(self) -> float:
+        """The bound on KL(π_old ‖ π_θ) of the coming step."""
+        return math.inf
+
+    def _curvature_arguments(self) -> dict[str, Any]:
+        """What a subclass's arguments say of F: keywords of :class:`PolicyProblem`."""
+        return {}
+
+    @th.enable_grad()
+    def train(self) -> None:
+        """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
+        self._update_learning_rate(self.policy.optimizer)
+        samples = next(iter(self.rollout_buffer.get(batch_size=None)))
+        self.report = None
+        fault = self._watch.fault_in(self.rollout_buffer, samples)
+        if fault is None:
+            record_explained_variance(self.logger, self.rollout_buffer)
+            fault = self._update(samples)
+        if fault is not None:
+            self._count("faults")
+        self._n_updates += 1
+        self._log_update()
+        outcome = None if self.report is None else self.report.outcome
+        self._watch.note(self._n_updates, outcome, fault, self._current_progress_remaining)
+
+    def _update(self, samples: RolloutBufferSamples) -> Fault | None:
+        """Policy step and critic fit; the fault that undid both, if there was one."""
+        agent, units = self.agent, units_of(samples)
+        done = update(
+            self.policy,
+            problem_of=lambda: self._policy_problem(samples),
+            refresh_statistics=lambda problem: refresh_running_statistics(agent, samples, units, problem, self._largest_kl()),
+            policy_step=self._update_policy,
+            fit_critic=None if self.critic == "none" else lambda parameters: self._fit_critic(samples, parameters),
+            timed=self._timed,
+        )
+        self.report = done.step
+        self._adapt(done.step)
+        for outcome in done.outcomes():
+            self._count(outcome)
+        record_update(self.logger, done)
+        if isinstance(self.rollout_buffer, VineRolloutBuffer):
+            size = effective_sample_size_now(agent, self.rollout_buffer, samples)
+            if size is not None:
+                self.logger.record("vine/effective_sample_size_after", size)
+        return None if done.fault is None else Fault(done.fault)
+
+    def _policy_problem(self, samples: RolloutBufferSamples) -> PolicyProblem:
+        """L(θ), KL and F of the present policy on these transitions."""
+        agent, units = self.agent, units_of(samples)
+        objectives = objectives_of(
+            agent, self.rollout_buffer, samples, units, normalize=self.normalize_advantage, ent_coef=self.ent_coef
+        )
+        return policy_problem_of(agent, samples, objectives, units, **self._curvature_arguments())
+
+    def _critic_problem(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticProblem:
+        """The error of V on these transitions, in the parameters that are V's alone."""
+        return critic_problem_of(self.agent, samples, units_of(samples), policy_parameters)
+
+    def _fit_critic(self, samples: RolloutBufferSamples, policy_parameters: FlatParameters) -> CriticReport:
+        """Fit V to the returns, moving only parameters that the policy does not depend on."""
+        settings: AdamSettings | GaussNewtonSettings = GaussNewtonSettings(self.critic_steps, self.critic_cg_steps)
+        if self.critic == "adam":
+            settings = AdamSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm)
+        with frozen(policy_parameters):
+            problem = self._critic_problem(samples, policy_parameters)
+            if self.critic == "adam":
+                warn_of_unheld(problem.parameters, self.policy.optimizer, "the critic")
+            report, self.critic_damping = fit_critic(problem, settings, self.policy.optimizer, self.critic_damping)
+        return report
 
     def _describe(self) -> str:
         """One line on how this model is going to train, printed with ``verbose=1``."""
         return f"Critic: {self.critic}; acting: {self.actor_path}"
-
-    @classmethod
-    def load(
-        cls: type[SelfOnPolicyExt],
-        path: Any,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfOnPolicyExt:
-        """Load a model, as SB3 does; see ``BaseAlgorithm.load`` for the arguments.
-
-        Keyword arguments change the model. A default that depends on one of them follows it, as in the constructor,
-        unless it is given too or was given when the model was made.
-
-        An archive that sb3_contrib.TRPO saved goes on as it was, as far as the algorithms are the same: KL on its
-        scale, its critic fit, any improvement accepted. Of one of SB3's PPO, ``target_kl`` was the early stop, and is
-        the default of ours. Keyword arguments override that.
-        """
-        settings = settings_of_archive(path, cls.foreign_settings, cls.derived_from, kwargs, custom_objects or {}) | kwargs
-        if settings.get("critic") == "auto":
-            settings["critic"] = settings["derived_arguments"]["critic"] = critic_of_keywords(kwargs)
-        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **settings)
-        warn_without_effect(model, kwargs)
-        check_rollout_size(model)
-        return model
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "report", "_measured"]
 
     def learn(
         self: SelfOnPolicyExt,
@@ -243,11 +276,5 @@ class OnPolicyExt(Updating):
 
         :raises ValueError: with vine sampling, if the environments do not return to a state exactly
         """
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)

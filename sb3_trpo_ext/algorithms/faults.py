@@ -25,12 +25,6 @@ LARGEST_RETURN = 1e17
 SPIKE = 1e10
 """A reward this many times as large as all others would leave nothing of them in single precision."""
 
-FAULTY_QUANTITY = {
-    StepOutcome.NON_FINITE_GRADIENT: "gradient",
-    StepOutcome.NON_FINITE_CURVATURE: "curvature",
-    StepOutcome.NON_FINITE_STEP: "step",
-}
-
 _STANDSTILL = 10
 """So many updates without a step are no bad luck."""
 

@@ -11,11 +11,11 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trpo_ext.algorithms.archives import FOREIGN
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
-from sb3_trpo_ext.algorithms.reporting import warn_of_unheld
 from sb3_trpo_ext.checks import require_choice, require_count, require_real, schedule_of, scheduled, with_keywords_of
 from sb3_trpo_ext.kl_penalty import KLEstimator, KLPenaltyReport, KLPenaltySettings, adapted_beta, kl_penalty_step
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.steps import StepOutcome, StepReport
+from sb3_trpo_ext.update import warn_of_unheld
 
 _USED_BY_THE_POLICY = ("learning_rate", "batch_size", "max_grad_norm")
 

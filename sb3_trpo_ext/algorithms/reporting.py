@@ -1,53 +1,28 @@
-"""What is logged of an update."""
+"""What is logged of an update, and counted and watched over many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_trpo_ext.checks import warn_user
-from sb3_trpo_ext.distributions import family_of
-from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.algorithms.faults import Watch, require_trainable
 from sb3_trpo_ext.steps import StepOutcome, StepReport
 from sb3_trpo_ext.trust_region import TrustRegionReport
-
-_ROUNDING = 1e-5
-"""A KL, in nats, that single precision may make of two passes over the same states."""
+from sb3_trpo_ext.update import UpdateReport
 
 _LOGGED_ELSEWHERE = frozenset(("outcome", "objective", "kl", "cg_status"))
-
-
-def warn_of_unheld(parameters: FlatParameters, optimizer: th.optim.Optimizer, whose: str) -> None:
-    """A warning where an optimizer does not hold all that it is to move: layers may have been put in after it was made."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    n_unheld = sum(id(parameter) not in held for parameter in parameters.tensors)
-    if n_unheld > 0:
-        warn_user(
-            f"policy.optimizer does not hold {n_unheld} of the {len(parameters.tensors)} parameter tensors of {whose}, "
-            "which stay as they are; make it anew after layers have been replaced"
-        )
-
-
-@th.no_grad()
-def warn_of_randomness(ask: Callable[[], Distribution]) -> None:
-    """A warning where π(·|s) is another one each time that it is asked for, so that L and KL of a step are noise.
-
-    :param ask: for π on the same states
-    """
-    first = ask()
-    family = family_of(first)
-    if family.kl(family.freeze(first), ask()).max() > _ROUNDING:
-        warn_user(
-            "asked again about the same states, the policy gives another distribution, so that steps are judged at random: "
-            "noise in its layers (dropout that is always on, noisy weights) has to stop in evaluation mode"
-        )
 
 
 def record_policy_step(logger: Logger, report: StepReport) -> None:
@@ -65,7 +40,59 @@ def record_policy_step(logger: Logger, report: StepReport) -> None:
             logger.record(f"trust_region/{field.name}", value)
 
 
+def record_update(logger: Logger, report: UpdateReport) -> None:
+    """The policy step, the critic fit and the entropy before both."""
+    if report.fit is not None:
+        logger.record("train/value_loss", report.fit.loss)
+    record_policy_step(logger, report.step)
+    logger.record("train/entropy", report.entropy)
+
+
+def record_run(
+    logger: Logger, policy: ActorCriticPolicy, outcome_counts: dict[str, int], seconds: dict[str, float], n_updates: int
+) -> None:
+    """What has come up so far, and where the last iteration's time went."""
+    if hasattr(policy, "log_std"):
+        logger.record("train/std", th.exp(policy.log_std).mean().item())
+    for outcome, count in outcome_counts.items():
+        logger.record(f"outcome/{outcome}", count)
+    for part, elapsed in seconds.items():
+        logger.record(f"time/{part}_seconds", elapsed)
+    logger.record("train/n_updates", n_updates, exclude="tensorboard")
+
+
 def record_explained_variance(logger: Logger, buffer: RolloutBuffer) -> None:
     # in double precision, as the squares of usable returns may overflow
     values, returns = (array.flatten().astype(np.float64) for array in (buffer.values, buffer.returns))
     logger.record("train/explained_variance", explained_variance(values, returns))
+
+
+class WithRecords(OnPolicyAlgorithm):
+    """An SB3 algorithm that counts and watches what comes of its updates, and times the parts of an iteration."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.outcome_counts: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._watch = Watch()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        require_trainable(self.policy)
+        self._watch.updates_before = self._n_updates
+        return super()._setup_learn(*args, **kwargs)
+
+    def _count(self, outcome: str) -> None:
+        self.outcome_counts[outcome] = self.outcome_counts.get(outcome, 0) + 1
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] = time.perf_counter() - started
+
+    def _log_update(self) -> None:
+        record_run(self.logger, self.policy, self.outcome_counts, self._seconds, self._n_updates)
+        self._seconds.clear()

@@ -4,6 +4,7 @@ Neither moves the policy: parameters that the policy depends on are held fixed, 
 in anything not finite is taken back whole.
 """
 
+from sb3_trpo_ext.critic.fit import fit_critic
 from sb3_trpo_ext.critic.gauss_newton import GaussNewtonSettings, fit_gauss_newton
 from sb3_trpo_ext.critic.minibatch import AdamSettings, fit_adam
 from sb3_trpo_ext.critic.problem import CriticProblem, CriticReport, FitOutcome
@@ -15,5 +16,6 @@ __all__ = [
     "FitOutcome",
     "GaussNewtonSettings",
     "fit_adam",
+    "fit_critic",
     "fit_gauss_newton",
 ]

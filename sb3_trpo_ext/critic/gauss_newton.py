@@ -75,7 +75,7 @@ def _is_start(problem: CriticProblem, loss: float, settings: GaussNewtonSettings
 
 def _outweighs_phi(problem: CriticProblem, settings: GaussNewtonSettings) -> bool:
     """Whether what the states say of φ outweighs what the old φ did, by an order of magnitude."""
-    return len(problem.returns) >= 10.0 * settings.prior
+    return problem.units.total >= 10.0 * settings.prior
 
 
 def _steps(problem: CriticProblem, loss: float, damping: float, settings: GaussNewtonSettings) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def _levenberg_marquardt_step(
     problem: CriticProblem, loss: float, damping: float, settings: GaussNewtonSettings
 ) -> tuple[float, float]:
     """One step from a given loss; the loss and the λ that it leaves, the loss NaN if the solve was not finite."""
-    min_damping = settings.prior / len(problem.returns)
+    min_damping = settings.prior / problem.units.total
     damping = max(damping, min_damping)
     phi = problem.parameters.read()
     descent, curvature, scales = problem.linearize()

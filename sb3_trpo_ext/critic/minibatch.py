@@ -14,7 +14,7 @@ from sb3_trpo_ext.critic.problem import CriticProblem, CriticReport, FitOutcome
 from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.dense import DenseLinearization
 from sb3_trpo_ext.numerics.flat_optimizer import FlatOptimizer
-from sb3_trpo_ext.numerics.gradient_step import clip, gradient_step
+from sb3_trpo_ext.numerics.gradient_step import clip, gradient_step, sum_gradients
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,9 @@ def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: Ad
     losses: list[th.Tensor] = []
     with Checkpoint(problem.parameters, optimizer) as start:
         for _ in range(settings.n_critic_updates):
-            permutation = th.randperm(len(problem.returns), device="cpu").to(problem.returns.device)
-            losses += descent.epoch(permutation)
+            losses += descent.epoch([rows.to(problem.returns.device) for rows in problem.units.partition(settings.batch_size)])
         descent.finish()
-    mean_loss = float(th.stack(losses).mean())
+    mean_loss = float(problem.units.group.sum(th.stack(losses)).mean())
     if not (math.isfinite(mean_loss) and bool(th.isfinite(problem.parameters.read()).all())):
         start.restore()
         return CriticReport(FitOutcome.NON_FINITE)
@@ -51,8 +50,8 @@ def fit_adam(problem: CriticProblem, optimizer: th.optim.Optimizer, settings: Ad
 class _Descent(Protocol):
     """One pass after the other over the batch."""
 
-    def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
-        """Step on each minibatch of this order; the losses before the steps."""
+    def epoch(self, minibatches: list[th.Tensor]) -> list[th.Tensor]:
+        """Step on each minibatch, given by its rows, one after the other; the losses before the steps."""
         ...
 
     def finish(self) -> None:
@@ -70,13 +69,15 @@ class _AutogradDescent:
     def __init__(self, problem: CriticProblem, optimizer: th.optim.Optimizer, settings: AdamSettings) -> None:
         self._problem, self._optimizer, self._settings = problem, optimizer, settings
 
-    def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
-        return [self._step(rows) for rows in permutation.split(self._settings.batch_size)]
+    def epoch(self, minibatches: list[th.Tensor]) -> list[th.Tensor]:
+        return [self._step(rows) for rows in minibatches]
 
     def _step(self, rows: th.Tensor) -> th.Tensor:
         values = self._problem.values(rows)
-        loss = F.mse_loss(values, self._problem.targets(rows, values))
-        gradient_step(loss, self._problem.parameters, self._optimizer, self._settings.max_grad_norm)
+        errors = F.mse_loss(values, self._problem.targets(rows, values), reduction="none")
+        loss = self._problem.units.mean(errors, rows)
+        group = self._problem.units.group
+        gradient_step(loss, self._problem.parameters, self._optimizer, self._settings.max_grad_norm, group)
         return loss.detach()
 
     def finish(self) -> None:
@@ -92,24 +93,25 @@ class _DenseDescent:
         self._problem, self._optimizer, self._settings = problem, optimizer, settings
         self._linearizations: dict[int, DenseLinearization] = {}  # by the size of the minibatch
 
-    def epoch(self, permutation: th.Tensor) -> list[th.Tensor]:
-        size = self._settings.batch_size
-        inputs: Iterable[th.Tensor] = (self._inputs[rows] for rows in permutation.split(size))
+    def epoch(self, minibatches: list[th.Tensor]) -> list[th.Tensor]:
+        order, sizes = th.cat(minibatches), [len(rows) for rows in minibatches]
+        inputs: Iterable[th.Tensor] = (self._inputs[rows] for rows in minibatches)
         if isinstance(self._inputs, th.Tensor):
             # small enough to be put in order at once
-            inputs = self._inputs[permutation].split(size)
-        returns = self._problem.returns[permutation].to(self._optimizer.theta).unsqueeze(1)
-        return [self._step(*batch) for batch in zip(inputs, returns.split(size), strict=True)]
+            inputs = self._inputs[order].split(sizes)
+        returns = self._problem.returns[order].to(self._optimizer.theta).unsqueeze(1)
+        return [self._step(*batch) for batch in zip(minibatches, inputs, returns.split(sizes), strict=True)]
 
     @th.no_grad()
-    def _step(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
-        at = self._linearize(inputs)
+    def _step(self, rows: th.Tensor, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
+        at, units = self._linearize(inputs), self._problem.units
         error = at.outputs[0] - returns
         # the gradient of the mean of the squared errors
-        at.write_vjp((error * (2.0 / len(error)),), self._optimizer.gradient)
+        at.write_vjp((units.weigh(error * (2.0 / units.total_of(rows)), rows),), self._optimizer.gradient)
+        sum_gradients([self._optimizer.theta], units.group)
         clip([self._optimizer.theta], self._settings.max_grad_norm)
         self._optimizer.step()
-        return error.square_().mean()
+        return units.mean(error.square_().flatten(), rows)
 
     def _linearize(self, inputs: th.Tensor) -> DenseLinearization:
         known = self._linearizations.get(len(inputs))

@@ -10,7 +10,7 @@ from enum import Enum
 import torch as th
 from torch import nn
 
-from sb3_trpo_ext.numerics.averages import StateAverage
+from sb3_trpo_ext.numerics.averages import Rows, StateAverage, Units
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
     GeneralLinearization,
@@ -19,7 +19,7 @@ from sb3_trpo_ext.numerics.curvature import (
 )
 from sb3_trpo_ext.numerics.dense import DenseLinearization, DenseNetwork
 from sb3_trpo_ext.numerics.parameters import FlatParameters
-from sb3_trpo_ext.observations import Indexed, Rows
+from sb3_trpo_ext.observations import Indexed
 
 _LEAST_SCALE = 1e-3
 
@@ -55,6 +55,7 @@ class CriticProblem:
     :param returns: targets R, (B,)
     :param parameters: φ, the parameters that the fit may move
     :param chunk_size: states in one pass
+    :param units: what the batch consists of; None: states that count 1 each
     :param mlp: V as a dense network on fixed inputs (B, in), if that is what it is
     :param head: the module that V is the output of, if known
     """
@@ -67,14 +68,16 @@ class CriticProblem:
         *,
         chunk_size: int = 2**14,
         mlp: tuple[DenseNetwork, Indexed] | None = None,
+        units: Units | None = None,
         head: nn.Module | None = None,
     ) -> None:
         self.returns = returns
+        self.units = units or Units(len(returns))
         self.parameters = parameters
         self._values_of = values_of
         self.mlp = mlp
+        self._average = StateAverage(self.units, chunk_size)
         self._head = head
-        self._average = StateAverage(len(returns), chunk_size)
 
     def values(self, rows: Rows) -> th.Tensor:
         """V(s) of these states, (rows,), with a graph if autograd is on."""
@@ -92,15 +95,20 @@ class CriticProblem:
         """Mean squared error over all states."""
 
         def squared_errors(rows: slice) -> th.Tensor:
-            return (self.returns[rows] - self.values(rows)).double().square().sum()
+            return self.units.weigh((self.returns[rows] - self.values(rows)).double().square(), rows).sum()
 
         return float(self._average(squared_errors))
 
     @th.no_grad()
     def sizes(self) -> tuple[float, float]:
         """Root mean squares of V and of R, over all states."""
-        values = self._average(lambda rows: self.values(rows).double().square().sum())
-        return math.sqrt(values), math.sqrt(self.returns.double().square().mean())
+
+        def squares(rows: slice) -> th.Tensor:
+            both = self.values(rows).double(), self.returns[rows].double()
+            return th.stack([self.units.weigh(part.square(), rows).sum() for part in both])
+
+        of_values, of_returns = self._average(squares).sqrt().tolist()
+        return of_values, of_returns
 
     @th.no_grad()
     def make_constant(self, largest_loss: float) -> bool:
@@ -114,7 +122,7 @@ class CriticProblem:
             return False
         phi = self.parameters.read()
         head.weight.zero_()
-        head.bias.fill_(float(self.returns.double().mean()))
+        head.bias.fill_(self._average(lambda rows: self.units.weigh(self.returns[rows].double(), rows).sum()))
         if self.loss() <= largest_loss < math.inf:
             return True
         self.parameters.write(phi)
@@ -130,10 +138,13 @@ class CriticProblem:
 
         def pull_back_errors(rows: slice) -> th.Tensor:
             at = linearization(rows)
-            return at.vjp((self.targets(rows, at.outputs[0]) - at.outputs[0],))
+            return at.vjp((self.units.weigh(self.targets(rows, at.outputs[0]) - at.outputs[0], rows),))
+
+        def weighted_product(v: th.Tensor, rows: slice) -> th.Tensor:
+            return gauss_newton_product(linearization(rows), lambda jv: (self.units.weigh(jv[0], rows),), v)
 
         def curvature(v: th.Tensor) -> th.Tensor:
-            return self._average(lambda rows: gauss_newton_product(linearization(rows), lambda jv: jv, v))
+            return self._average(lambda rows: weighted_product(v, rows))
 
         squares = self._average(lambda rows: linearization(rows).block_squares())
         sizes = th.tensor(self.parameters.sizes, device=squares.device)

@@ -1,6 +1,6 @@
 """Acting in a rollout: the policy's actor called as often, and with as little around it, as possible.
 
-Three ways, chosen by what the policy is (``Collecting._make_actor``):
+Three ways, chosen by what the policy is (``Agent.rollout_actor``):
 
 - ``"numpy"``: SB3's standard MLP actors on vectors, as plain matrix products on copies of the weights;
 - ``"torch"``: any policy, asked for its action distribution alone;
@@ -25,7 +25,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo_ext.originals import differs_from_sb3, is_original
 from sb3_trpo_ext.sampling.choices import Checks, Choices
-from sb3_trpo_ext.sampling.heads import NoiseInBlocks, head_of, noise_ahead
+from sb3_trpo_ext.sampling.heads import head_of
+from sb3_trpo_ext.sampling.noise import NoiseInBlocks, noise_ahead
 from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo_ext.originals import differs_from_sb3
+from sb3_trpo_ext.sampling.agent import Agent
+from sb3_trpo_ext.sampling.buffers import adds_like_sb3
 from sb3_trpo_ext.sampling.single_path import transitions_of
-
-if TYPE_CHECKING:
-    from sb3_trpo_ext.algorithms.collecting import Collecting
+from sb3_trpo_ext.standard_policies import evaluates_by_itself
 
 _TOLERANCE = 0.01
 """In nats; rounding is far below it."""
 
 
 @th.no_grad()
-def disagreement(algorithm: Collecting, buffer: RolloutBuffer) -> str | None:
+def disagreement(agent: Agent, buffer: RolloutBuffer, algorithm: str) -> str | None:
     """What to tell a user whose policy takes its actions, or evaluates them, with another distribution than it learns.
 
     Written for PPO, a policy may make its distribution in ``forward`` and ``evaluate_actions`` alone, where PPO looks.
 
     :param buffer: full, with the log-probabilities that came with the actions
+    :param algorithm: its name, for the message
+    :return: None where the two are one
     """
-    policy, gaps = algorithm.policy, {"forward": 0.0}
-    for rows, states, actions in transitions_of(algorithm, buffer):
-        learned = algorithm.action_distribution(states).log_prob(actions)
+    if agent.own_distribution or not evaluates_by_itself(agent.policy) or not adds_like_sb3(buffer):
+        return None
+    policy, gaps = agent.policy, {"forward": 0.0}
+    for rows, states, actions in transitions_of(agent, buffer):
+        learned = agent.distribution(states).log_prob(actions)
         others = {"forward": buffer.to_torch(buffer.log_probs.reshape(-1)[rows])}
         if differs_from_sb3(policy, ("evaluate_actions",)):
             others["evaluate_actions"] = policy.evaluate_actions(states, actions)[1]
@@ -40,5 +42,5 @@ def disagreement(algorithm: Collecting, buffer: RolloutBuffer) -> str | None:
         f"{type(policy).__name__} has two distributions: {' and '.join(names)} gave the actions that were taken other "
         f"log-probabilities than get_distribution() did, by up to {max(gaps.values()):.3g} nats. The policy step improves "
         f"the one of get_distribution(): let it make the distribution as they do, or override "
-        f"{type(algorithm).__name__}.action_distribution()"
+        f"{algorithm}.action_distribution()"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,9 +20,6 @@ from sb3_trpo_ext.distributions import ParametricFamily, family_of
 from sb3_trpo_ext.originals import differs_from_sb3
 
 _DRAWING = ("get_actions", "sample")
-
-_MOST_NUMBERS_AHEAD = 2**23
-_NORMAL_NUMBERS_AT_A_TIME = 16
 
 
 class Head(ABC):
@@ -106,41 +102,6 @@ class BernoulliHead(Head):
 
     def act(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return (outputs + noise > 0.0).astype(np.float32)
-
-
-class NoiseInBlocks:
-    """Noise of the steps of a rollout, by step, drawn a block of steps at a time as the steps come.
-
-    It has the bits of noise drawn at once, as long as nobody else draws between blocks.
-
-    :param draw: a number of steps ↦ their noise (steps, E, ·)
-    :param block: steps in a block
-    """
-
-    def __init__(self, draw: Callable[[int], np.ndarray], n_steps: int, block: int) -> None:
-        self._draw, self._n_steps, self._block = draw, n_steps, block
-        self._start, self._noise = 0, np.empty(0)
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        if step >= self._start + len(self._noise):
-            self._start += len(self._noise)
-            self._noise = np.empty(0)  # before the next is drawn
-            rest = self._n_steps - self._start
-            # no fewer numbers at the end than torch draws at a time
-            self._noise = self._draw(rest if rest < self._block + _NORMAL_NUMBERS_AT_A_TIME else self._block)
-        return self._noise[step - self._start]
-
-
-def noise_ahead(draw: Callable[[int], np.ndarray], n_steps: int, numbers: int) -> np.ndarray | NoiseInBlocks:
-    """Noise of that many steps, by step: drawn now, or in blocks where it is a great deal.
-
-    :param draw: a number of steps ↦ their noise (steps, E, ·)
-    :param numbers: in the noise of one step
-    """
-    if n_steps * numbers <= _MOST_NUMBERS_AHEAD:
-        return draw(n_steps)
-    at_a_time = _NORMAL_NUMBERS_AT_A_TIME
-    return NoiseInBlocks(draw, n_steps, max(1, _MOST_NUMBERS_AHEAD // (at_a_time * numbers)) * at_a_time)
 
 
 def head_of(distribution: Distribution) -> Head | None:

@@ -8,31 +8,62 @@ log-probabilities are computed: at the end, in one batch, unless the actor knew 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
 from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
+from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.buffers import compute_returns, make_room
 from sb3_trpo_ext.sampling.stepping import step
 
-if TYPE_CHECKING:
-    from sb3_trpo_ext.algorithms.collecting import Collecting
+
+class Rollout(Protocol):
+    """A rollout in the making, as whoever owns it keeps it: where it stands, and who hears of its steps."""
+
+    @property
+    def observations(self) -> Observation:
+        """s_t of each environment, (E, ·)."""
+        ...
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Whether s_t begins an episode, (E,)."""
+        ...
+
+    def begins(self) -> None:
+        """Before the first step; the policy may still be changed."""
+        ...
+
+    def stepped(self, found: dict[str, Any]) -> bool:
+        """The environments were stepped.
+
+        :param found: what this step made known, by the names that SB3's callbacks know it by
+        :return: False to end the rollout here
+        """
+        ...
+
+    def goes_on(self, new_obs: Observation, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """From s_t to s_t+1."""
+        ...
+
+    def ends(self, found: dict[str, Any]) -> None:
+        """After the last step of a whole rollout, the buffer being complete."""
+        ...
 
 
 def collect_single_path(
-    algorithm: Collecting,
+    agent: Agent,
     env: VecEnv,
-    callback: BaseCallback,
-    rollout_buffer: RolloutBuffer,
+    rollout: Rollout,
+    buffer: RolloutBuffer,
     n_rollout_steps: int,
     make_actor: Callable[[], Actor],
     visit: Callable[[int], None] | None = None,
@@ -44,73 +75,41 @@ def collect_single_path(
         earlier steps too; for actions, with :class:`~sb3_trpo_ext.sampling.actor.NumpyActor`, from the
         next rollout on, with the others at once
     :param visit: called with t when the environments are in s_t, before they are stepped
-    :return: False if a callback ended the rollout early
+    :return: False if the rollout was ended early
     """
-    to_env = action_transform(algorithm)
-    rollout_buffer.reset()
-    if algorithm.use_sde:
-        algorithm.policy.reset_noise(env.num_envs)
-    callback.on_rollout_start()
+    to_env = agent.action_transform(env.num_envs)
+    buffer.reset()
+    agent.explore_anew(env.num_envs)
+    rollout.begins()
     actor = make_actor()
     actor.prepare(n_rollout_steps)
-    recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(algorithm, rollout_buffer)
-    # without a callback, nobody reads the locals
-    is_watched = not (isinstance(callback, ConvertCallback) and callback.callback is None)
-    scope: dict[str, Any] = {
-        "self": algorithm,
-        "env": env,
-        "callback": callback,
-        "rollout_buffer": rollout_buffer,
-        "n_rollout_steps": n_rollout_steps,
-    }
-    for n_steps in range(n_rollout_steps):
-        if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
-            algorithm.policy.reset_noise(env.num_envs)
+    recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(agent, buffer)
+    for t in range(n_rollout_steps):
+        agent.explore_anew(env.num_envs, t)
         if visit is not None:
-            visit(n_steps)
-        acted = actor.act(algorithm._last_obs, n_steps)  # type: ignore[arg-type]
-        states = acted.states
-        if states is None and is_watched:
-            states = obs_as_tensor(algorithm._last_obs, algorithm.device)  # type: ignore[arg-type]
+            visit(t)
+        acted = actor.act(rollout.observations, t)
         clipped_actions = to_env(acted.actions)
         new_obs, rewards, dones, infos = step(env, clipped_actions)
-        algorithm.num_timesteps += env.num_envs
-        scope.update(
-            n_steps=n_steps,
-            obs_tensor=states,
-            actions=acted.actions,
-            values=acted.values,
-            log_probs=acted.log_probs,
-            clipped_actions=clipped_actions,
-            new_obs=new_obs,
-            rewards=rewards,
-            dones=dones,
-            infos=infos,
-        )
-        callback.update_locals(scope)
-        if not callback.on_step():
+        found = {
+            "n_steps": t,
+            "obs_tensor": acted.states,
+            "actions": acted.actions,
+            "values": acted.values,
+            "log_probs": acted.log_probs,
+            "clipped_actions": clipped_actions,
+            "new_obs": new_obs,
+            "rewards": rewards,
+            "dones": dones,
+            "infos": infos,
+        }
+        if not rollout.stepped(found):
             recorder.complete()
             return False
-        algorithm._update_info_buffer(infos, dones)
-        recorder.add(Transition(algorithm._last_obs, rewards, algorithm._last_episode_starts, dones, infos), acted)  # type: ignore[arg-type]
-        algorithm._last_obs = new_obs
-        algorithm._last_episode_starts = dones
-    scope.update(n_steps=n_rollout_steps, values=recorder.finish(new_obs, dones))
-    callback.update_locals(scope)
-    callback.on_rollout_end()
+        recorder.add(Transition(rollout.observations, rewards, rollout.episode_starts, dones, infos), acted)
+        rollout.goes_on(new_obs, dones, infos)
+    rollout.ends({"n_steps": n_rollout_steps, "values": recorder.finish(new_obs, dones)})
     return True
-
-
-def action_transform(algorithm: Collecting) -> Callable[[np.ndarray], np.ndarray]:
-    """Actions as the policy gave them ↦ actions as the environment takes them."""
-    space = algorithm.action_space
-    if not isinstance(space, spaces.Box):
-        return lambda actions: actions
-    if algorithm.policy.squash_output:
-        return algorithm.policy.unscale_action
-    # np.clip without its overhead, and without that of broadcasting
-    low, high = (np.repeat(bound[None], algorithm.n_envs, axis=0) for bound in (space.low, space.high))
-    return lambda actions: np.minimum(np.maximum(actions, low), high)
 
 
 class Transition(NamedTuple):
@@ -152,23 +151,23 @@ class Recorder(Protocol):
 class ImmediateRecorder:
     """Adds each step as SB3 does: values and log-probabilities known, truncations bootstrapped at once."""
 
-    def __init__(self, algorithm: Collecting, buffer: RolloutBuffer) -> None:
-        self._algorithm = algorithm
+    def __init__(self, agent: Agent, buffer: RolloutBuffer) -> None:
+        self._agent = agent
         self._buffer = buffer
 
     def add(self, step: Transition, acted: Acted) -> None:
-        algorithm, rewards = self._algorithm, step.rewards
+        agent, rewards = self._agent, step.rewards
         assert acted.values is not None and acted.log_probs is not None
         if rewards.dtype.kind != "f":
             rewards = rewards.astype(np.float32)  # integers would cut off what is added to them
         for index, terminal in step.truncated():
             with th.no_grad():
-                value = algorithm.predict_values(algorithm.policy.obs_to_tensor(usable(terminal))[0])[0]
-            rewards[index] += algorithm.gamma * float(value)
+                value = agent.values(agent.policy.obs_to_tensor(usable(terminal))[0])[0]
+            rewards[index] += agent.gamma * float(value)
         actions, values = acted.actions, acted.values
-        if isinstance(algorithm.action_space, spaces.Discrete):
+        if isinstance(agent.action_space, spaces.Discrete):
             actions = actions.reshape(-1, 1)
-        if algorithm.critic == "none":
+        if not agent.has_critic:
             values = th.zeros_like(values)
         make_room(self._buffer, step.observations, actions)
         self._buffer.add(step.observations, actions, rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
@@ -177,14 +176,14 @@ class ImmediateRecorder:
         pass
 
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
-        return _finish_returns(self._algorithm, self._buffer, new_obs, dones)
+        return _finish_returns(self._agent, self._buffer, new_obs, dones)
 
 
 class DeferredRecorder:
     """Writes transitions only, and at the end all values and log-probabilities in batched passes."""
 
-    def __init__(self, algorithm: Collecting, buffer: RolloutBuffer) -> None:
-        self._algorithm = algorithm
+    def __init__(self, agent: Agent, buffer: RolloutBuffer) -> None:
+        self._agent = agent
         self._buffer = buffer
         self._truncations: list[tuple[int, int, Any]] = []
 
@@ -209,31 +208,31 @@ class DeferredRecorder:
 
     @th.no_grad()
     def complete(self) -> None:
-        algorithm, buffer = self._algorithm, self._buffer
+        agent, buffer = self._agent, self._buffer
         if buffer.pos == 0:
             return
-        for rows, states, actions in transitions_of(algorithm, buffer):
-            buffer.values.reshape(-1)[rows] = algorithm.predict_values(states).flatten().cpu().numpy()
-            log_probs = algorithm.action_distribution(states).log_prob(actions)
+        for rows, states, actions in transitions_of(agent, buffer):
+            buffer.values.reshape(-1)[rows] = agent.values(states).flatten().cpu().numpy()
+            log_probs = agent.distribution(states).log_prob(actions)
             buffer.log_probs.reshape(-1)[rows] = log_probs.cpu().numpy()
-        self._bootstrap_truncations(algorithm.states_per_pass(_in_a_row(buffer.observations, buffer.pos)))
+        self._bootstrap_truncations(agent.states_per_pass(_in_a_row(buffer.observations, buffer.pos)))
 
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
         self.complete()
-        return _finish_returns(self._algorithm, self._buffer, new_obs, dones)
+        return _finish_returns(self._agent, self._buffer, new_obs, dones)
 
     def _bootstrap_truncations(self, chunk_size: int) -> None:
         """Add γV(s) to the reward of each step that a time limit stopped at s."""
-        policy, predict_values = self._algorithm.policy, self._algorithm.predict_values
+        agent = self._agent
         for start in range(0, len(self._truncations), chunk_size):
             chunk = self._truncations[start : start + chunk_size]
-            states = concatenate([policy.obs_to_tensor(usable(terminal))[0] for _, _, terminal in chunk])
-            values = predict_values(states).flatten().cpu().numpy()
+            states = concatenate([agent.policy.obs_to_tensor(usable(terminal))[0] for _, _, terminal in chunk])
+            values = agent.values(states).flatten().cpu().numpy()
             for (t, index, _), value in zip(chunk, values, strict=True):
-                self._buffer.rewards[t, index] += self._algorithm.gamma * value
+                self._buffer.rewards[t, index] += agent.gamma * value
 
 
-def transitions_of(algorithm: Collecting, buffer: RolloutBuffer) -> Iterator[tuple[slice, Any, th.Tensor]]:
+def transitions_of(agent: Agent, buffer: RolloutBuffer) -> Iterator[tuple[slice, Any, th.Tensor]]:
     """The states and actions that a buffer has got so far, in batches that go through the networks at once.
 
     :return: rows of the buffer, its first two dimensions taken as one; states, as the actor saw them; actions, as the
@@ -241,9 +240,9 @@ def transitions_of(algorithm: Collecting, buffer: RolloutBuffer) -> Iterator[tup
     """
     observations, actions = (_in_a_row(stored, buffer.pos) for stored in (buffer.observations, buffer.actions))
     actions = actions.astype(np.float32, copy=False)
-    for rows in chunks_of(len(actions), algorithm.states_per_pass(observations)):
+    for rows in chunks_of(len(actions), agent.states_per_pass(observations)):
         states = tree_map(buffer.to_torch, usable(take(observations, rows)))
-        yield rows, states, algorithm.as_taken(buffer.to_torch(actions[rows]))
+        yield rows, states, agent.as_taken(buffer.to_torch(actions[rows]))
 
 
 def _in_a_row(stored: Any, n_steps: int) -> Any:
@@ -252,8 +251,8 @@ def _in_a_row(stored: Any, n_steps: int) -> Any:
 
 
 @th.no_grad()
-def _finish_returns(algorithm: Collecting, buffer: RolloutBuffer, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+def _finish_returns(agent: Agent, buffer: RolloutBuffer, new_obs: Any, dones: np.ndarray) -> th.Tensor:
     """Returns and advantages from the values of the last observations, which are given back."""
-    last_values = algorithm.predict_values(obs_as_tensor(usable(new_obs), algorithm.device))
+    last_values = agent.values(obs_as_tensor(usable(new_obs), agent.device))
     compute_returns(buffer, last_values, dones)
     return last_values

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo_ext.checks import require, require_choice, require_count
+from sb3_trpo_ext.numerics.averages import ALONE, Group
 from sb3_trpo_ext.objectives import AllActionsSurrogate, Objective, SelfNormalizedSurrogate, center_q_values
 from sb3_trpo_ext.sampling.proposals import MOST_ENUMERATED, FirstActions, Proposal, choices_of
 
@@ -216,19 +217,21 @@ def vine_surrogate(
     samples: RolloutBufferSamples,
     as_taken: Callable[[th.Tensor], th.Tensor],
     normalize: bool,
+    group: Group = ALONE,
 ) -> Objective | None:
     """The surrogate of the branches, or None where the buffer has none.
 
     :param samples: the whole trunk, in any order
     :param as_taken: actions (N, D) as the distribution's ``log_prob`` takes them
     :param normalize: divide Q̂ by its standard deviation: see :func:`~sb3_trpo_ext.objectives.center_q_values`
+    :param group: who else has branches
     """
     branches = buffer.branches
     if branches is None:
         return None
     assert isinstance(samples, VineSamples)
     states, first = branches.rows_in(samples), branches.first
-    scaled = center_q_values(branches.q_values, branches.weights(buffer.is_enumerated), normalize)
+    scaled = center_q_values(branches.q_values, branches.weights(buffer.is_enumerated), normalize, group)
     actions, q_values, log_proposal, multiplicities = (
         th.as_tensor(np.ascontiguousarray(array), dtype=th.float32, device=buffer.device)
         for array in (first.actions, scaled, first.log_proposal, first.multiplicities)

@@ -19,9 +19,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_trpo_ext import TRPOExt
-from sb3_trpo_ext.algorithms import collecting
 from sb3_trpo_ext.checks import default_of
 from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.sampling import budget
 from tests.cases import ACTION_SPACES, LearnedExtractor
 from tests.envs import Walk, limited
 
@@ -319,7 +319,7 @@ def test_without_a_chunk_size_what_the_networks_see_and_keep_counts(observation_
 def test_what_autograd_keeps_of_a_policy_is_measured_once_a_rollout_and_by_state(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        collecting, "numbers_saved", lambda function, module: asked.append(function) or 10**6 + 5000 * len(function())
+        budget, "numbers_saved", lambda function, module: asked.append(function) or 10**6 + 5000 * len(function())
     )
     model = make(policy_kwargs=dict(activation_fn=nn.PReLU))
     monkeypatch.setattr(model, "action_distribution", lambda observations: observations)

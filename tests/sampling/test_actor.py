@@ -7,7 +7,7 @@ from torch import nn
 
 from sb3_trpo_ext import TRPOExt
 from sb3_trpo_ext.distributions import family_of
-from sb3_trpo_ext.sampling import heads
+from sb3_trpo_ext.sampling import noise as noise_module
 from sb3_trpo_ext.sampling.actor import SB3Actor, TorchActor, numpy_actor, usable
 from sb3_trpo_ext.sampling.heads import BernoulliHead, CategoricalHead, GaussianHead, head_of
 from tests.cases import ACTION_SPACES, CASES
@@ -210,7 +210,7 @@ def test_distributions_without_a_head():
 def test_noise_drawn_in_blocks_is_that_drawn_at_once(monkeypatch, head, n_steps, n_envs):
     drawn = []
     for most in (2**23, 100, 1):
-        monkeypatch.setattr(heads, "_MOST_NUMBERS_AHEAD", most)
+        monkeypatch.setattr(noise_module, "_MOST_NUMBERS_AHEAD", most)
         th.manual_seed(0)
         sizes = []
 
@@ -218,7 +218,7 @@ def test_noise_drawn_in_blocks_is_that_drawn_at_once(monkeypatch, head, n_steps,
             sizes.append(steps)
             return head.noise((steps, n_envs, 3))
 
-        noise = heads.noise_ahead(draw, n_steps, 3 * n_envs)
+        noise = noise_module.noise_ahead(draw, n_steps, 3 * n_envs)
         drawn.append(np.stack([noise[step].copy() for step in range(n_steps)] + [th.rand(n_envs, 3).numpy()]))
         assert sum(sizes) == n_steps and (max(sizes) < 48 if most < n_steps * n_envs * 3 and n_steps > 48 else True)
     assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
@@ -228,11 +228,11 @@ def test_noise_drawn_in_blocks_is_that_drawn_at_once(monkeypatch, head, n_steps,
 def test_a_rollout_draws_a_great_deal_of_noise_in_blocks(monkeypatch, activation):
     actions = []
     for most in (2**23, 40):
-        monkeypatch.setattr(heads, "_MOST_NUMBERS_AHEAD", most)
+        monkeypatch.setattr(noise_module, "_MOST_NUMBERS_AHEAD", most)
         model = TRPOExt("MlpPolicy", Walk(), n_steps=64, seed=0, device="cpu", policy_kwargs=dict(activation_fn=activation))
         actor = model._make_actor(model.rollout_buffer)
         actor.prepare(64)
-        assert isinstance(actor._noise, heads.NoiseInBlocks) is (most == 40)
+        assert isinstance(actor._noise, noise_module.NoiseInBlocks) is (most == 40)
         model.set_random_seed(0)
         actions.append(model.learn(64).rollout_buffer.actions.copy())
     assert np.array_equal(*actions)

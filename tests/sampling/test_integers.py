@@ -164,7 +164,9 @@ def test_actions_in_a_box_of_integers_are_learned(algorithm, arguments, dtype):
     arguments = dict(target_kl=0.3, n_steps=32, seed=0, device="cpu") | arguments
     model = algorithm("MlpPolicy", DummyVecEnv([lambda: Six(dtype)] * 4), **arguments).learn(40 * 128)
     mean = model.predict(np.zeros(1, np.float32), deterministic=True)[0]
-    assert mean.item() == pytest.approx(6.0, abs=0.1) and model.outcome_counts.keys() == {"accepted"}
+    assert mean.item() == pytest.approx(6.0, abs=0.1)
+    # once it is there, a search may find nothing better
+    assert model.outcome_counts["accepted"] >= 30 and model.outcome_counts.keys() <= {"accepted", "no_improvement"}
 
 
 class Middle(gym.Env):

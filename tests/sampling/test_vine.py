@@ -16,8 +16,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_trpo_ext import SnapshotWrapper, TRPOExt, VineRolloutBuffer
+from sb3_trpo_ext.sampling.noise import global_generators_kept as _global_generators_kept
 from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSnapshot, WorkerDiedError
-from sb3_trpo_ext.sampling.vine import _global_generators_kept
 from tests.cases import ACTION_SPACES
 from tests.envs import Noisy, Walk, limited
 
@@ -151,7 +151,7 @@ def test_branches_share_noise_from_the_second_step_and_the_seed_from_the_first()
 @pytest.mark.parametrize("common", [True, False])
 def test_noise_comes_in_blocks_as_branches_need_it(actions, common, monkeypatch):
     """Gaussian or Gumbel; new at each step, and the same for all branches of a state only if it is to be."""
-    monkeypatch.setattr("sb3_trpo_ext.sampling.vine._NOISE_BLOCK", 3)
+    monkeypatch.setattr("sb3_trpo_ext.sampling.lanes._NOISE_BLOCK", 3)
     env = vec_env_of(lambda: limited(Walk(ACTION_SPACES[actions], end_probability=0.0), 7), n_envs=1)
     vine = dict(proposal="policy", branch_length=10**9, n_branch_actions=3, common_random_numbers=common)
     model, seen, asked = model_of(env, vine=vine), [], []
@@ -345,7 +345,7 @@ def test_a_branch_that_dies_is_an_error_and_the_trunk_is_not_lost(deadly, monkey
     with th.no_grad():
         model.policy.action_net.bias[2] = -1e3  # the trunk never takes it
     # the random actions of the check would find it first
-    monkeypatch.setattr("sb3_trpo_ext.algorithms.collecting.check_returns", lambda env: None)
+    monkeypatch.setattr("sb3_trpo_ext.algorithms.environments.check_returns", lambda env: None)
     with pytest.raises(WorkerDiedError if deadly else BranchError, match="rollout buffer holds the whole trunk"):
         model.learn(100)
     assert model.rollout_buffer.full and model.rollout_buffer.branches is None
@@ -402,7 +402,7 @@ def test_a_branch_that_fails_has_cost_what_it_took(method, calls, n_steps):
 
 
 def test_a_state_that_cannot_be_saved_does_not_cost_the_trunk(monkeypatch):
-    monkeypatch.setattr("sb3_trpo_ext.algorithms.collecting.check_returns", lambda env: None)
+    monkeypatch.setattr("sb3_trpo_ext.algorithms.environments.check_returns", lambda env: None)
     model = model_of(vec_env_of(Failing), vine={})
     CALLS_UNTIL_FAILURE["snapshot"] = 3
     with pytest.raises(SnapshotError, match="no snapshot; the rollout buffer holds the whole trunk"):

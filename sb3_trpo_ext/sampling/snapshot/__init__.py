@@ -4,6 +4,7 @@ from sb3_trpo_ext.sampling.snapshot.adapters import SnapshotAdapter, register_sn
 from sb3_trpo_ext.sampling.snapshot.adapters.replay import ReplayAdapter
 from sb3_trpo_ext.sampling.snapshot.conformance import check_returns, check_snapshot
 from sb3_trpo_ext.sampling.snapshot.errors import BranchError, ReplayError, SnapshotError, WorkerDiedError
+from sb3_trpo_ext.sampling.snapshot.restorable import make_restorable, mark_as_own
 from sb3_trpo_ext.sampling.snapshot.vec_env import VecSimulator, VecSnapshot
 from sb3_trpo_ext.sampling.snapshot.wrapper import SnapshotWrapper
 
@@ -19,5 +20,7 @@ __all__ = [
     "WorkerDiedError",
     "check_returns",
     "check_snapshot",
+    "make_restorable",
+    "mark_as_own",
     "register_snapshot_adapter",
 ]

@@ -1,0 +1,113 @@
+"""The policy as sampling and learning see it: functions of observations, and the actor that suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_trpo_ext.originals import differs_from_sb3
+from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
+from sb3_trpo_ext.sampling.budget import states_per_pass
+from sb3_trpo_ext.sampling.buffers import adds_like_sb3
+from sb3_trpo_ext.standard_policies import acts_by_get_distribution, calls_like_sb3, has_parameters
+
+
+@dataclass(frozen=True)
+class Agent:
+    """All that rollouts and updates need to know of an algorithm.
+
+    :param policy: for its networks, spaces and device
+    :param distribution: observations (B, ·), and the samples that they belong to if there are any ↦ π(·|s)
+    :param values: observations (B, ·) ↦ V(s), (B, 1)
+    :param gamma: discount
+    :param own_distribution: whether the policy alone does not say what ``distribution`` is
+    :param own_values: whether the policy alone does not say what ``values`` is
+    :param has_critic: whether V is learned; else it is 0
+    :param values_at_each_step: whether values and log-probabilities are wanted at each step of a rollout
+    :param chunk_size: states in one pass; None: what fits a budget
+    :param measured: where what had to be measured is kept, for the next agent of the same policy
+    :param sde_sample_freq: steps between two exploration matrices of gSDE, -1 for one a rollout; None without gSDE
+    """
+
+    policy: ActorCriticPolicy
+    distribution: Callable[..., Distribution]
+    values: Callable[[Any], th.Tensor]
+    gamma: float
+    own_distribution: bool = False
+    own_values: bool = False
+    has_critic: bool = True
+    values_at_each_step: bool = False
+    chunk_size: int | None = None
+    sde_sample_freq: int | None = None
+    measured: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def device(self) -> th.device:
+        return self.policy.device
+
+    @property
+    def action_space(self) -> spaces.Space:
+        return self.policy.action_space
+
+    def as_taken(self, actions: th.Tensor) -> th.Tensor:
+        """Actions of a rollout buffer, (B, ·), as the distribution's ``log_prob`` takes them."""
+        return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
+
+    def action_transform(self, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Actions as the policy gave them, (E, ·) ↦ actions as the environments take them."""
+        space = self.action_space
+        if not isinstance(space, spaces.Box):
+            return lambda actions: actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action
+        # np.clip without its overhead, and without that of broadcasting
+        low, high = (np.repeat(bound[None], n_envs, axis=0) for bound in (space.low, space.high))
+        return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+    def explore_anew(self, n_envs: int, step: int | None = None) -> None:
+        """Draw gSDE's exploration matrices: at the start of a rollout, and before those steps that are due."""
+        due = self.sde_sample_freq is not None and (
+            step is None or (self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0)
+        )
+        if due:
+            self.policy.reset_noise(n_envs)
+
+    def states_per_pass(self, observations: Any) -> int:
+        """How many states go through the networks at once: ``chunk_size``, or what fits a budget."""
+        if self.chunk_size is not None:
+            return self.chunk_size
+        return states_per_pass(self.policy, (self.distribution, self.values), observations, self.measured)
+
+    def rollout_actor(self, buffer: RolloutBuffer) -> Actor:
+        """The leanest way of acting that fills this buffer with what SB3's own loop would."""
+        policy, n_envs = self.policy, buffer.n_envs
+        at_each_step = self.values_at_each_step or not adds_like_sb3(buffer)
+        if self.own_distribution or acts_by_get_distribution(policy):
+            return TorchActor(self.distribution, policy, n_envs, self.values if at_each_step else None)
+        if at_each_step or calls_like_sb3(policy):
+            return self._sb3_actor()
+        fast = numpy_actor(policy, n_envs)
+        if fast is not None:
+            return fast
+        if policy.share_features_extractor and has_parameters(policy.features_extractor):
+            # learned features serve actor and critic: computing them once a step is cheapest
+            return self._sb3_actor()
+        return TorchActor(self.distribution, policy, n_envs)
+
+    def _sb3_actor(self) -> SB3Actor:
+        """With the V that the critic is fitted for, wherever it is another one than SB3's loop would take."""
+        has_own = self.own_values or differs_from_sb3(self.policy, ("predict_values",))
+        return SB3Actor(self.policy, self.values if has_own else None)
+
+    def branch_actor(self, n_envs: int) -> BranchActor:
+        """Acts as ``distribution`` says, whatever else the policy overrides."""
+        fast = None if self.own_distribution else numpy_actor(self.policy, n_envs)
+        return fast or TorchActor(self.distribution, self.policy, n_envs)
