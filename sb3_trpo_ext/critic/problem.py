@@ -146,7 +146,8 @@ class CriticProblem:
         def curvature(v: th.Tensor) -> th.Tensor:
             return self._average(lambda rows: weighted_product(v, rows))
 
-        squares = self._average(lambda rows: linearization(rows).block_squares())
+        weights = self.units.weights
+        squares = self._average(lambda rows: linearization(rows).block_squares(None if weights is None else weights[rows]))
         sizes = th.tensor(self.parameters.sizes, device=squares.device)
         scales = (squares / sizes).sqrt().repeat_interleave(sizes)
         # where J is 0 there is nothing to scale

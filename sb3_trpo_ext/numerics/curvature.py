@@ -35,8 +35,11 @@ class Linearization(Protocol):
         """u ↦ Jᵀu: a vector (P,) from cotangents in the shapes of the outputs."""
         ...
 
-    def block_squares(self) -> th.Tensor:
-        """The sum of squares of J's entries, one for every tensor of θ, in their order."""
+    def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
+        """The sum of squares of J's entries, one for every tensor of θ, in their order.
+
+        :param weights: of the states, (B,), which their squares are multiplied by; None: 1
+        """
         ...
 
 
@@ -94,8 +97,8 @@ class AutogradLinearization:
             )
         )
 
-    def block_squares(self) -> th.Tensor:
-        return _estimated_block_squares(self, self._parameters)
+    def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
+        return _estimated_block_squares(self, self._parameters, weights)
 
 
 class DifferenceLinearization:
@@ -123,8 +126,8 @@ class DifferenceLinearization:
             products = [(output * part).sum() for output, part in zip(self._outputs_of(), u, strict=True)]
             return self._parameters.gradient(th.stack(products).sum())
 
-    def block_squares(self) -> th.Tensor:
-        return _estimated_block_squares(self, self._parameters)
+    def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
+        return _estimated_block_squares(self, self._parameters, weights)
 
 
 class GeneralLinearization:
@@ -162,8 +165,8 @@ class GeneralLinearization:
     def vjp(self, u: Outputs) -> th.Tensor:
         return self._chosen.vjp(u)
 
-    def block_squares(self) -> th.Tensor:
-        return self._chosen.block_squares()
+    def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
+        return self._chosen.block_squares(weights)
 
 
 def gauss_newton_product(linearization: Linearization, metric: Metric, v: th.Tensor) -> th.Tensor:
@@ -220,13 +223,20 @@ def _random_signs(outputs: Outputs, generator: th.Generator) -> Outputs:
     return tuple(th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) * 2 - 1 for output in outputs)
 
 
-def _estimated_block_squares(linearization: Linearization, parameters: FlatParameters) -> th.Tensor:
-    """‖Jᵀu‖² of random signs u, tensor by tensor: its mean is the sum of squares (Hutchinson 1989)."""
+def _estimated_block_squares(linearization: Linearization, parameters: FlatParameters, weights: th.Tensor | None) -> th.Tensor:
+    """‖Jᵀu‖² of random signs u times √w, tensor by tensor: its mean is the sum of squares (Hutchinson 1989).
+
+    Which sign a state gets goes by its place in its chunk: chunks, padding and shares of a group change the error of the
+    estimate, not what it estimates.
+    """
     # signs of its own, so that nothing here draws global random numbers
     generator = th.Generator().manual_seed(0)
     squares = []
     for _ in range(_PROBES):
-        pulled = parameters.split(linearization.vjp(_random_signs(linearization.outputs, generator)))
+        signs = _random_signs(linearization.outputs, generator)
+        if weights is not None:
+            signs = tuple(part * weights.sqrt().to(part).view(-1, *[1] * (part.ndim - 1)) for part in signs)
+        pulled = parameters.split(linearization.vjp(signs))
         squares.append(th.stack([part.square().sum() for part in pulled]))
     return th.stack(squares).mean(dim=0)
 

@@ -178,11 +178,13 @@ class DenseLinearization:
                 cotangent = th.mm(cotangent, self._weights[i], out=self._work[i - 1])
 
     @th.no_grad()
-    def block_squares(self) -> th.Tensor:
+    def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
         """See ``Linearization.block_squares``. For networks with one output, whose gradient in W is an outer product."""
         assert self.outputs[0].shape[1:] == (1,) and self._free is None, "one output a state"
         squares = self.outputs[0].new_zeros(len(self._parameters.tensors))
         cotangent = th.ones_like(self.outputs[0])
+        if weights is not None:
+            cotangent = weights.sqrt().to(cotangent).unsqueeze(1)
         for i in range(len(self._layers) - 1, -1, -1):
             weight_slot, bias_slot = self._slots[i]
             if self._layers[i].activation is not None:
