@@ -44,7 +44,7 @@ def refresh_running_statistics(
     _refresh_other_buffers(policy, layers, run, chunks)
     policy.set_training_mode(False)
     before = Copies(lambda: [buffer for layer in layers for buffer in layer.buffers(recurse=False)])
-    take_batch_statistics(layers, run, chunks)
+    take_batch_statistics(layers, run, chunks, units)
     if not acted.differ():
         return
     for _ in range(_HALVINGS_OF_STATISTICS):

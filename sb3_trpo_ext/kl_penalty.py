@@ -104,7 +104,8 @@ def _descend(problem: KLPenaltyProblem, optimizer: th.optim.Optimizer, settings:
             means = minibatches[i]()
             loss = None if means is None else _loss(means, settings)
             # whoever has no policy any more still takes part in the sum
-            found = th.full((2,), math.nan) if means is None or loss is None else th.stack([loss, means.kl]).detach()
+            none = problem.parameters.tensors[0].new_full((2,), math.nan)
+            found = none if means is None or loss is None else th.stack([loss, means.kl]).detach()
             total, kl = problem.group.sum(found).tolist()
             if loss is None or not math.isfinite(total):
                 return None

@@ -54,9 +54,9 @@ class ObjectivePart:
         """The same, each times what its state counts."""
         return self.average.units.weigh(self.terms(distribution, rows), rows) if self.objectives else self.zero
 
-    def mean(self, distribution: Distribution, rows: th.Tensor) -> th.Tensor:
+    def mean(self, distribution: Distribution, rows: th.Tensor, total: float) -> th.Tensor:
         """Their weighted mean over a minibatch."""
-        return self.average.units.mean(self.terms(distribution, rows), rows) if self.objectives else self.zero
+        return self.average.units.mean(self.terms(distribution, rows), rows, total) if self.objectives else self.zero
 
 
 class EntropyBonus:

@@ -124,19 +124,18 @@ class PolicyProblem:
         def totals(part: ObjectivePart, rows: slice) -> th.Tensor:
             # before anything else, because a policy refills one Distribution object at every call
             old = None if part.states is not None else self._old.on_chunk(rows)
-            distribution = self._distribution_of(part.in_batch(rows))
+            try:
+                distribution = self._distribution_of(part.in_batch(rows))
+            except ValueError:
+                # torch's distributions refuse parameters that are NaN: this θ has no policy, for nobody in the group
+                return th.full((2,), math.nan, dtype=th.float64, device=self._actions.device)
             terms = part.weighted(distribution, rows).sum(dtype=th.float64)
             if part.states is not None:
                 return th.stack([terms, th.zeros_like(terms)])
             kl = self._units.weigh(self._family.kl(old, distribution), rows).sum(dtype=th.float64)
             return th.stack([terms, kl / self._divisor])
 
-        try:
-            objective, kl = self._sum_of_averages(totals).tolist()
-        except ValueError:
-            # torch's distributions refuse parameters that are NaN: this θ has no policy
-            return Evaluation(math.nan, math.nan)
-        return Evaluation(objective, kl)
+        return Evaluation(*self._sum_of_averages(totals).tolist())
 
     def start_again(self) -> float:
         """Start from a policy that is not the one that acted any more, its running statistics having moved; its KL."""
@@ -159,6 +158,9 @@ class PolicyProblem:
         ]
 
     def _minibatch(self, rows: th.Tensor, kept: Any, shares: list[th.Tensor], of: int) -> Minibatch:
+        # now, when everybody asks: means() may end before its sums where there is no policy
+        total, mean = self._units.total_of(rows), self._units.mean
+
         def means() -> MinibatchMeans | None:
             old = self._old.on_rows(rows) if kept is None else kept
             try:
@@ -166,10 +168,9 @@ class PolicyProblem:
             except ValueError:
                 # torch's distributions refuse parameters that are NaN
                 return None
-            mean = self._units.mean
-            objective = self._parts[0].mean(distribution, rows)
-            kl = mean(self._family.kl(old, distribution), rows) / self._divisor
-            log_prob = mean(distribution.log_prob(self._actions[rows]), rows)
+            objective = self._parts[0].mean(distribution, rows, total)
+            kl = mean(self._family.kl(old, distribution), rows, total) / self._divisor
+            log_prob = mean(distribution.log_prob(self._actions[rows]), rows, total)
             # last, because a policy refills one Distribution object at every call
             for part, share in zip(self._parts[1:], shares, strict=True):
                 if len(share) > 0:
@@ -238,7 +239,7 @@ class PolicyProblem:
             return FlatParameters(p for p in module.parameters() if p in actor and p.requires_grad)
         # every state is asked: a policy may route states through different parameters
         with th.enable_grad():
-            return FlatParameters.reached_by_any((self._outputs(rows) for rows in self._average.chunks), module)
+            return FlatParameters.reached_by_any(map(self._outputs, self._average.chunks), module, self.group)
 
     def _outputs(self, rows: Rows) -> Parameters:
         """Tensors through which π_θ on these states depends on θ, with a graph if autograd is on."""

@@ -211,7 +211,8 @@ def critic_problem_of(
         parameters = FlatParameters(p for p in policy.parameters() if id(p) in own)
         mlp = network, fixed_features(policy, observations, policy.vf_features_extractor, chunk_size)
     else:
-        parameters = FlatParameters.reached_by_any(((values_of(rows),) for rows in units.chunks(chunk_size)), policy)
+        values = ((values_of(rows),) for rows in units.chunks(chunk_size))
+        parameters = FlatParameters.reached_by_any(values, policy, units.group)
         mlp = None
     head = getattr(policy, "value_net", None)
     return CriticProblem(values_of, samples.returns, parameters, chunk_size=chunk_size, mlp=mlp, head=head, units=units)

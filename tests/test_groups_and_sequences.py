@@ -14,8 +14,10 @@ from torch import nn
 from sb3_trpo_ext.critic import AdamSettings, CriticProblem, GaussNewtonSettings, fit_adam, fit_gauss_newton
 from sb3_trpo_ext.kl_penalty import KLPenaltySettings, kl_penalty_step
 from sb3_trpo_ext.numerics.averages import Units
+from sb3_trpo_ext.numerics.curvature import AutogradLinearization
 from sb3_trpo_ext.numerics.dense import DenseNetwork
 from sb3_trpo_ext.numerics.parameters import FlatParameters
+from sb3_trpo_ext.numerics.running_statistics import take_batch_statistics
 from sb3_trpo_ext.objectives import SinglePathSurrogate, center_q_values, normalize_advantages
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.actor import Acted
@@ -163,7 +165,7 @@ def test_padding_counts_nowhere_and_chunks_keep_sequences_whole(rollout, fisher,
 def test_the_fisher_matrix_through_the_recurrence_is_the_dense_one(rollout):
     net, arrays = rollout
     problem, _ = problems_of(net, arrays, fisher="gauss_newton")
-    product, eye = problem.fisher_product(), th.eye(len(problem.parameters)).double()
+    product, directions = problem.fisher_product(), th.randn(8, len(problem.parameters)).double()
     observations, starts = arrays["observations"], arrays["episode_starts"]
     names = [name for name, p in net.named_parameters() if p in problem.parameters]
     assert not any(name.startswith("critic") for name in names)
@@ -173,12 +175,12 @@ def test_the_fisher_matrix_through_the_recurrence_is_the_dense_one(rollout):
         logits = th.func.functional_call(Over(net), parameters, (observations, starts))
         return logits.log_softmax(dim=1)
 
-    jacobians = th.autograd.functional.jacobian(log_probs, tuple(problem.parameters.tensors))
+    jacobians = th.autograd.functional.jacobian(log_probs, tuple(problem.parameters.tensors), vectorize=True)
     J = th.cat([jacobian.flatten(2) for jacobian in jacobians], dim=2)
     p = log_probs(*problem.parameters.tensors).exp().detach()
     # E[∇log π ∇log πᵀ], every action weighed by its probability
     dense = th.einsum("ba,bai,baj->ij", p, J, J) / len(p)
-    th.testing.assert_close(th.stack([product(v) for v in eye]), dense, rtol=1e-8, atol=1e-12)
+    th.testing.assert_close(th.stack([product(v) for v in directions]), directions @ dense, rtol=1e-8, atol=1e-12)
 
 
 class Over(nn.Module):
@@ -214,9 +216,33 @@ class Rank:
     def sum(self, shares):
         self.slots[self.number] = shares
         self.barrier.wait(10)
+        assert self.slots[0].dtype == self.slots[1].dtype and self.slots[0].shape == self.slots[1].shape
         total = th.stack(self.slots).sum(dim=0)
         self.barrier.wait(10)
         return total
+
+
+def by_two(work):
+    """What two threads return from ``work(rank, number)``."""
+    slots, barrier, found = [None, None], threading.Barrier(2), [None, None]
+
+    def run(number):
+        try:
+            found[number] = work(Rank(number, slots, barrier), number)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(result is not None for result in found)
+    return found
+
+
+HALVES = slice(0, 26), slice(26, 41)
 
 
 def learn(networks, observations, actions, advantages, returns, q_values, **units):
@@ -262,18 +288,7 @@ def test_two_that_share_a_batch_do_what_one_does_that_holds_it_all():
     data = observations, actions, advantages, returns, q_values
     networks = [nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, n)).double() for n in (A, 1)]
     alone = learn(networks, *data)
-    slots, barrier, found = [None, None], threading.Barrier(2), [None, None]
-
-    def run(number):
-        rows = slice(0, 26) if number == 0 else slice(26, 41)
-        found[number] = learn(networks, *(part[rows] for part in data), group=Rank(number, slots, barrier))
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(result is not None for result in found)
+    found = by_two(lambda rank, i: learn(networks, *(part[HALVES[i]] for part in data), group=rank))
     for theta, phi, report, fit, damping, _ in found:
         th.testing.assert_close(theta, alone[0], rtol=1e-12, atol=1e-14)
         th.testing.assert_close(phi, alone[1], rtol=1e-10, atol=1e-12)
@@ -282,3 +297,80 @@ def test_two_that_share_a_batch_do_what_one_does_that_holds_it_all():
         assert (fit.loss, damping) == pytest.approx((alone[3].loss, alone[4]), rel=1e-10)
     assert th.equal(found[0][0], found[1][0]) and th.equal(found[0][1], found[1][1])
     np.testing.assert_allclose(np.concatenate([result[5] for result in found]), alone[5], rtol=1e-12)
+
+
+def test_what_one_of_two_meets_is_met_by_both():
+    th.manual_seed(0)
+    observations, actions = th.randn(41, D).double(), th.randint(A, (41,))
+    actor = nn.Linear(D, A).double()
+
+    def work(rank, number):
+        net, started = copy.deepcopy(actor), []
+
+        def distribution_of(rows):
+            if number == 1 and started:
+                raise ValueError("NaN, as torch's distributions say")
+            return CategoricalDistribution(A).proba_distribution(net(observations[HALVES[number]][rows]))
+
+        here = actions[HALVES[number]]
+        surrogate = SinglePathSurrogate(here, observations[HALVES[number], 0])
+        problem = PolicyProblem(distribution_of, Units(len(here), group=rank), [surrogate], here, net)
+        minibatches = problem.minibatches(100)
+        started.append(True)
+        problem.minibatches = lambda batch_size: minibatches
+        problem.gradient = lambda: (0.0, th.ones(len(problem.parameters)).double())
+        optimizer = th.optim.Adam(net.parameters())
+        return problem.evaluate(), kl_penalty_step(problem, optimizer, KLPenaltySettings(1.0)).outcome.value
+
+    for evaluation, outcome in by_two(work):
+        assert np.isnan(evaluation).all() and outcome == "non_finite_step"
+
+
+def test_shares_that_are_not_alike_make_as_many_minibatches():
+    th.manual_seed(0)
+    parts = by_two(lambda rank, i: Units((20, 3)[i], 2, group=rank).partition(8))
+    assert [len(part) for part in parts] == [3, 3]
+    for number, count in enumerate((20, 3)):
+        assert sorted(th.cat(parts[number]).tolist()) == list(range(2 * count))
+
+
+def test_parameters_that_anybody_reaches_are_everybodys():
+    net = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)])
+    found = by_two(lambda rank, i: FlatParameters.reached_by_any([(net[i](th.ones(1, 1)),)], net, rank))
+    for parameters in found:
+        assert all(a is b for a, b in zip(parameters.tensors, list(net.parameters())[:4], strict=True))
+
+
+@pytest.mark.parametrize("dimensions", [(), (5,)])
+def test_running_statistics_are_everybodys_and_without_padding(dimensions):
+    th.manual_seed(0)
+    layer = nn.BatchNorm1d(3)
+    x = th.randn(41, 3, *dimensions) + 2.0
+
+    def statistics(rows, units):
+        own = copy.deepcopy(layer)
+        take_batch_statistics([own], lambda chunk: own.eval()(rows[chunk]), units.chunks(10), units)
+        return own.running_mean, own.running_var
+
+    alone = statistics(x, Units(41))
+    padded = th.cat([x, th.full((9, 3, *dimensions), 100.0)])
+    th.testing.assert_close(statistics(padded, Units(50, weights=(th.arange(50) < 41).float())), alone)
+    for found in by_two(lambda rank, i: statistics(x[HALVES[i]], Units(len(x[HALVES[i]]), group=rank))):
+        th.testing.assert_close(found, alone)
+    assert not th.allclose(statistics(x[:26], Units(26))[0], alone[0])
+
+
+def test_the_scales_of_a_critic_are_without_padding():
+    th.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    observations, parameters = th.randn(50, D).double(), FlatParameters(critic.parameters())
+    weights = th.rand(50).double() * (th.arange(50) < 41)
+
+    def scales(n, weights):
+        mlp, units = (DenseNetwork.read([critic]), observations[:n]), Units(n, weights=weights)
+        return CriticProblem(None, th.zeros(n).double(), parameters, mlp=mlp, units=units, chunk_size=11).linearize()[2]
+
+    th.testing.assert_close(scales(50, weights), scales(41, weights[:41]))
+    weighted = AutogradLinearization([critic(observations)], parameters).block_squares(weights)
+    scaled = AutogradLinearization([critic(observations) * weights.sqrt()[:, None]], parameters).block_squares()
+    th.testing.assert_close(weighted, scaled)

@@ -75,9 +75,9 @@ class _AutogradDescent:
     def _step(self, rows: th.Tensor) -> th.Tensor:
         values = self._problem.values(rows)
         errors = F.mse_loss(values, self._problem.targets(rows, values), reduction="none")
-        loss = self._problem.units.mean(errors, rows)
-        group = self._problem.units.group
-        gradient_step(loss, self._problem.parameters, self._optimizer, self._settings.max_grad_norm, group)
+        units = self._problem.units
+        loss = units.mean(errors, rows, units.total_of(rows))
+        gradient_step(loss, self._problem.parameters, self._optimizer, self._settings.max_grad_norm, units.group)
         return loss.detach()
 
     def finish(self) -> None:
@@ -105,13 +105,13 @@ class _DenseDescent:
     @th.no_grad()
     def _step(self, rows: th.Tensor, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
         at, units = self._linearize(inputs), self._problem.units
-        error = at.outputs[0] - returns
+        error, total = at.outputs[0] - returns, units.total_of(rows)
         # the gradient of the mean of the squared errors
-        at.write_vjp((units.weigh(error * (2.0 / units.total_of(rows)), rows),), self._optimizer.gradient)
+        at.write_vjp((units.weigh(error * (2.0 / total), rows),), self._optimizer.gradient)
         sum_gradients([self._optimizer.theta], units.group)
         clip([self._optimizer.theta], self._settings.max_grad_norm)
         self._optimizer.step()
-        return units.mean(error.square_().flatten(), rows)
+        return units.mean(error.square_().flatten(), rows, total)
 
     def _linearize(self, inputs: th.Tensor) -> DenseLinearization:
         known = self._linearizations.get(len(inputs))

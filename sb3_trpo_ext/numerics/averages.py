@@ -113,8 +113,15 @@ class Units:
         return replace(self, count=count, weights=None if self.weights is None else self.weights[whole]), rows_here
 
     def partition(self, size: int) -> list[th.Tensor]:
-        """A random partition into parts of about ``size`` states, at least a unit each, from torch's global generator."""
-        return [self.rows_of(units) for units in th.randperm(self.count, device="cpu").split(max(1, size // self.length))]
+        """A random partition into parts of about ``size`` states, at least a unit each, from torch's global generator.
+
+        In a group everybody makes as many parts, so that one's parts are shares of them.
+        """
+        order, each = th.randperm(self.count, device="cpu"), max(1, size // self.length)
+        if self.group is ALONE:
+            return [self.rows_of(units) for units in order.split(each)]
+        units, at_once = self.group.sum(th.tensor([self.count, each], dtype=th.float64, device="cpu")).tolist()
+        return [self.rows_of(units) for units in order.tensor_split(math.ceil(units / at_once))]
 
     def weigh(self, terms: th.Tensor, rows: Rows) -> th.Tensor:
         """Terms of these states, (rows, ·), times their weights."""
@@ -133,11 +140,14 @@ class Units:
         variance = float(self.group.sum(self.weigh((x - mean).square(), everything).sum())) / (self.total - 1.0)
         return mean, math.sqrt(variance), math.sqrt(squares / self.total)
 
-    def mean(self, terms: th.Tensor, rows: th.Tensor) -> th.Tensor:
-        """The weighted mean of the terms of a minibatch, (rows,); in a group one's share of it, with its graph."""
+    def mean(self, terms: th.Tensor, rows: th.Tensor, total: float) -> th.Tensor:
+        """The weighted mean of the terms of a minibatch, (rows,); in a group one's share of it, with its graph.
+
+        :param total: their :meth:`total_of`; asked for apart, because that waits for the others of a group
+        """
         if self.weights is None and self.group is ALONE:
             return terms.mean()
-        return self.weigh(terms, rows).sum() / self.total_of(rows)
+        return self.weigh(terms, rows).sum() / total
 
     def total_of(self, rows: Rows) -> float:
         """The sum of the weights of a minibatch, everybody's."""

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch as th
 from torch import nn
 
+from sb3_trpo_ext.numerics.averages import ALONE, Group
+
 
 class FlatParameters:
     """An ordered choice of parameters, read and written as one vector θ of shape (P,).
@@ -38,10 +40,11 @@ class FlatParameters:
         return cls(p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None)
 
     @classmethod
-    def reached_by_any(cls, batches: Iterable[Sequence[th.Tensor]], module: nn.Module) -> FlatParameters:
-        """The parameters that the outputs of any batch depend on, in the module's order."""
+    def reached_by_any(cls, batches: Iterable[Sequence[th.Tensor]], module: nn.Module, group: Group = ALONE) -> FlatParameters:
+        """The parameters that the outputs of any batch, of anybody's, depend on, in the module's order."""
         reached = {id(parameter) for outputs in batches for parameter in cls.reached_by(outputs, module).tensors}
-        return cls(parameter for parameter in module.parameters() if id(parameter) in reached)
+        own = th.tensor([id(parameter) in reached for parameter in module.parameters()], dtype=th.float64, device="cpu")
+        return cls(p for p, count in zip(module.parameters(), group.sum(own).tolist(), strict=True) if count > 0.0)
 
     def __len__(self) -> int:
         """P, the number of scalars in θ."""

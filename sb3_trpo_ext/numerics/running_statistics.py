@@ -9,6 +9,7 @@ import torch as th
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sb3_trpo_ext.numerics.averages import ALONE, Group, Units
 from sb3_trpo_ext.numerics.differentiation import as_written
 
 
@@ -16,22 +17,40 @@ class ChannelMoments:
     """Mean and variance of each channel, pooled over batches (Chan, Golub & LeVeque 1979), in double precision."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: float = 0
         self._mean: th.Tensor = th.zeros(())
         self._squares: th.Tensor = th.zeros(())
 
-    def add(self, inputs: th.Tensor) -> None:
-        """Inputs (B, C, ·)."""
-        count = inputs.numel() // inputs.shape[1]
+    def add(self, inputs: th.Tensor, weights: th.Tensor | None = None) -> None:
+        """Inputs (B, C, ·) of states that count as much as their weights (B,)."""
+        count: float = inputs.numel() // inputs.shape[1]
         if count == 0:
             return
         dimensions = [dimension for dimension in range(inputs.ndim) if dimension != 1]
-        variance, mean = (part.double() for part in th.var_mean(inputs, dimensions, correction=0))
+        if weights is None:
+            variance, mean = (part.double() for part in th.var_mean(inputs, dimensions, correction=0))
+        else:
+            shares = (weights.double() / weights.sum()).view(-1, *[1] * (inputs.ndim - 1)) * len(inputs) / count
+            mean = (shares * inputs).sum(dimensions)
+            variance = (shares * inputs.double().square()).sum(dimensions) - mean.square()
+            count = float(weights.sum()) * count / len(inputs)
+        self._pool(count, mean, variance * count)
+
+    def _pool(self, count: float, mean: th.Tensor, squares: th.Tensor) -> None:
         total = self.count + count
         shift = mean - self._mean
         self._mean = self._mean + shift * (count / total)
-        self._squares = self._squares + variance * count + shift.square() * (self.count * count / total)
+        self._squares = self._squares + squares + shift.square() * (self.count * count / total)
         self.count = total
+
+    def share(self, group: Group) -> None:
+        """Become everybody's."""
+        if group is ALONE:
+            return
+        total = group.sum(th.full_like(self._mean, self.count))
+        mean = group.sum(self._mean * self.count) / total
+        self._squares = group.sum(self._squares + (self._mean - mean).square() * self.count)
+        self._mean, self.count = mean, float(total[0])
 
     @property
     def mean(self) -> th.Tensor:
@@ -58,7 +77,9 @@ def _is_known(layer: nn.Module) -> TypeGuard[_BatchNorm]:
 
 
 @th.no_grad()
-def take_batch_statistics(layers: Iterable[_BatchNorm], run: Callable[[slice], Any], chunks: Sequence[slice]) -> None:
+def take_batch_statistics(
+    layers: Iterable[_BatchNorm], run: Callable[[slice], Any], chunks: Sequence[slice], units: Units
+) -> None:
     """Give batch normalisations the statistics that their inputs have over the whole batch.
 
     As evaluation mode will see them: without dropout, and behind layers whose statistics are already new. That takes a
@@ -67,10 +88,11 @@ def take_batch_statistics(layers: Iterable[_BatchNorm], run: Callable[[slice], A
 
     :param run: rows ↦ a pass of these states through the layers, in evaluation mode
     :param chunks: of the batch
+    :param units: what it consists of; in a group everybody's layers must be called in one order
     """
     pending = list(layers)
     while pending:
-        layer, moments = _moments_of_first(pending, run, chunks)
+        layer, moments = _moments_of_first(pending, run, chunks, units)
         if layer is None:
             return
         _move(layer, moments)
@@ -78,7 +100,7 @@ def take_batch_statistics(layers: Iterable[_BatchNorm], run: Callable[[slice], A
 
 
 def _moments_of_first(
-    layers: Iterable[_BatchNorm], run: Callable[[slice], Any], chunks: Sequence[slice]
+    layers: Iterable[_BatchNorm], run: Callable[[slice], Any], chunks: Sequence[slice], units: Units
 ) -> tuple[_BatchNorm | None, ChannelMoments]:
     """The first of these layers that is called, and the moments of its inputs."""
     first: _BatchNorm | None = None
@@ -88,7 +110,7 @@ def _moments_of_first(
         nonlocal first
         first = first or layer
         if layer is first:
-            moments.add(inputs[0])
+            moments.add(inputs[0], None if units.weights is None else units.weights[rows])
 
     hooks = [layer.register_forward_pre_hook(see) for layer in layers]
     try:
@@ -98,6 +120,8 @@ def _moments_of_first(
     finally:
         for hook in hooks:
             hook.remove()
+    if first is not None:
+        moments.share(units.group)
     return first, moments
 
 
