@@ -173,10 +173,15 @@ def one(
         run = act_at_random(env_id, seed)
     else:
         run = learn(algorithm, env_id, seed, n_timesteps, setting_of(algorithm, env_id, zoo_file))
+    return Run({**about, **run.about, "versions": versions_on(machine)}, run.rows)
+
+
+def versions_on(machine: str | None) -> dict[str, Any]:
+    """The versions, with these words behind the name of the processor."""
     on = versions()
     if machine is not None:
         on["cpu"] += f", {machine}"
-    return Run({**about, **run.about, "versions": on}, run.rows)
+    return on
 
 
 def sources() -> str | None:
@@ -215,10 +220,20 @@ def read(path: Path) -> Run:
         run = Run(json.loads(about.removeprefix("# ")), pd.read_csv(io.StringIO(rows)))
     except ValueError as error:
         raise ValueError(f"{path}: expected a line of JSON and a table of evaluations, got {about[:60]!r}...") from error
+    return as_read(run, path)
+
+
+def as_read(run: Run, path: Path | str) -> Run:
+    """A run of a file, looked at, with today's keywords among its arguments.
+
+    :raises ValueError: for one that is not whole
+    """
     if run.rows.empty or not set(COLUMNS) <= set(run.rows):
         raise ValueError(f"{path}: expected evaluations with {', '.join(COLUMNS)}, got {len(run.rows)} of {[*run.rows]}")
-    if run.about.get("algorithm") in ALGORITHMS and "resolved" in run.about:
-        run.about["resolved"] = with_later_keywords(run.about["algorithm"], run.about["resolved"])
+    # of a run that bears another name, whose constructor was called
+    constructed = run.about.get("base", run.about.get("algorithm"))
+    if constructed in ALGORITHMS and "resolved" in run.about:
+        run.about["resolved"] = with_later_keywords(constructed, run.about["resolved"])
     planned = 0 if run.about.get("algorithm") == RANDOM else run.about.get("timesteps", 0)
     if run.rows["timesteps"].iloc[-1] < planned:
         raise ValueError(f"{path}: expected evaluations up to {planned} steps, got {run.rows['timesteps'].iloc[-1]}: cut off")
