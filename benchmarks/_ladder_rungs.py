@@ -52,16 +52,12 @@ def _without(*names: str) -> dict[str, Any]:
 
 RUNGS = {
     "sb3_contrib": Rung("sb3_contrib.TRPO, default arguments", THEIRS, {}),
-    "sb3_contrib_spread": Rung(
-        f"the same, log_std_init={LOG_STD}", THEIRS, {"policy_kwargs": {"log_std_init": LOG_STD}}
-    ),
+    "sb3_contrib_spread": Rung(f"the same, log_std_init={LOG_STD}", THEIRS, {"policy_kwargs": {"log_std_init": LOG_STD}}),
     "as_theirs": Rung("TRPOExt in sb3_contrib's settings", OURS, _without(), ("kl", "cg")),
     "kl": Rung("+ KL(old ‖ new) in the search", OURS, _without(), ("cg",)),
     "acceptance": Rung("+ acceptance ratio 0.1", OURS, _without("line_search_accept_ratio"), ("cg",)),
     # from here on the KL is a sum: the same trust region, as radius and damping are d times theirs
-    "cg": Rung(
-        "+ relative CG tolerance, zero start", OURS, _without("line_search_accept_ratio", "kl_reduction")
-    ),
+    "cg": Rung("+ relative CG tolerance, zero start", OURS, _without("line_search_accept_ratio", "kl_reduction")),
     "gauss_newton": Rung("+ Gauss-Newton critic", OURS, {"initial_std": None, "critic": "gauss_newton"}),
     "full": Rung("+ initial spread 0.5: all default arguments", OURS, {}),
     "full_adam": Rung("all default arguments but Adam's critic", OURS, {"critic": "adam"}),
@@ -69,28 +65,36 @@ RUNGS = {
 
 
 class Step(NamedTuple):
-    """Two rungs to be compared, named like a ``_results.Pair``."""
+    """Two rungs to be compared."""
 
     title: str
     ours: str
     reference: str
 
+    @property
+    def rungs(self) -> tuple[str, str]:
+        return self.ours, self.reference
 
-STEPS = (
-    Step("their spread of actions 0.5 instead of 1", "sb3_contrib_spread", "sb3_contrib"),
-    Step("our code in their settings", "as_theirs", "sb3_contrib"),
+
+CHECK = Step("our code in their settings", "as_theirs", "sb3_contrib")
+"""Of the code: nothing is to be seen."""
+CHOICES = (
     Step("KL(old ‖ new) in the search", "kl", "as_theirs"),
     Step("acceptance ratio 0.1", "acceptance", "kl"),
     Step("relative CG tolerance, zero start", "cg", "acceptance"),
     Step("Gauss-Newton critic, spread 1", "gauss_newton", "cg"),
     Step("Gauss-Newton critic, spread 0.5", "full", "full_adam"),
     Step("our spread of actions 0.5 instead of 1", "full", "gauss_newton"),
+)
+"""Of the default arguments, each with what would be the default without it."""
+STEPS = (
+    Step("their spread of actions 0.5 instead of 1", "sb3_contrib_spread", "sb3_contrib"),
+    CHECK,
+    *CHOICES,
     Step("all of ours against all of theirs", "full", "sb3_contrib"),
     Step("the same, spread 0.5 on both sides", "full", "sb3_contrib_spread"),
     Step("the same, spread 0.5 and Adam on both sides", "full_adam", "sb3_contrib_spread"),
 )
-HURTS = STEPS[2:8]
-"""Those whose upper side is a default of ours because of the step."""
 
 
 # -- what sb3_contrib does -----------------------------------------------------------------------------------
@@ -109,9 +113,7 @@ def put_in_place(theirs: tuple[str, ...]) -> Iterator[None]:
         yield
 
 
-def solve_as_sb3_contrib(
-    matvec: Callable[[th.Tensor], th.Tensor], b: th.Tensor, *, max_steps: int, **_: Any
-) -> CGSolution:
+def solve_as_sb3_contrib(matvec: Callable[[th.Tensor], th.Tensor], b: th.Tensor, *, max_steps: int, **_: Any) -> CGSolution:
     """A small random start, an absolute tolerance, and a step scaled by xᵀAx, as ``sb3_contrib.TRPO`` has them.
 
     Ours is scaled by xᵀb, which is xᵀAx only from a zero start: x is scaled such that the step comes out as theirs.

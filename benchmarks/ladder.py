@@ -24,10 +24,10 @@ from _ladder_rungs import RUNGS, put_in_place
 from _measure import argument_parser, set_up
 from _packed import pack, unpack
 from _runs import Run, learn, path_of, read, sources, versions_on, write
-from _settings import BUDGETS, MUJOCO
+from _settings import BUDGETS, MUJOCO, RANDOM
 
 QUICK_STEPS = 2048
-QUICK = {"rungs": ["sb3_contrib", "as_theirs", "full"], "envs": ["Swimmer-v5"], "seeds": [200, 201, 202]}
+QUICK = {"rungs": ["sb3_contrib", "as_theirs", "full"], "envs": ["Hopper-v5"], "seeds": [200]}
 
 
 def packed_path(folder: Path, rung: str) -> Path:
@@ -121,8 +121,8 @@ def main() -> None:
     if arguments.command in (None, "report"):
         from _ladder_report import report
 
-        random = arguments.out / "learning" / "random"
-        report(all_runs(arguments.folder), [read(path) for path in random.glob("*/0.csv")], arguments.folder)
+        random = (arguments.out / "learning" / RANDOM).glob("*/0.csv")
+        report([*all_runs(arguments.folder), *map(read, random)], arguments.folder)
     if not complete:
         sys.exit("some runs failed")
 
