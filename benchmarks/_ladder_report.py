@@ -93,7 +93,14 @@ def row_of(step: Step, results: Results) -> list[str]:
 
 
 def table_of_steps(results: Results) -> str:
-    header = ("step", "ratio of interquartile means", "P(improvement)", "wholly under 0.5 on", "seeds on all of these", "")
+    header = (
+        "step",
+        "ratio of interquartile means",
+        "P(improvement)",
+        "wholly under 0.5 on",
+        "seeds on all of these",
+        "verdict",
+    )
     return markdown_table(header, [row_of(step, results) for step in STEPS])
 
 

@@ -41,9 +41,12 @@ ALGORITHMS = {
     "sb3_contrib_default_norm": TRPO,
     "trpo_ext_std_1": TRPOExt,
     "trpo_ext_std_1_norm": TRPOExt,
+    "kl_ppo_ext_4x256": KLPPOExt,
+    "sb3_ppo_4x256": PPO,
 }
 """By name: the Zoo file's settings; the default arguments; the same but for ``initial_std``, whose actions then start
-with SB3's 1; each of the latter two also with normalised observations."""
+with SB3's 1; each of the latter two also with normalised observations; the default arguments but for rollouts of 256 steps
+of each of four environments."""
 
 _OF_RL_ZOO3 = Path(rl_zoo3.__file__).parent / "hyperparams"
 ZOO_FILES = {
@@ -74,6 +77,8 @@ def setting_of(algorithm: str, env_id: str, zoo_file: Path | None = None) -> Set
     if algorithm in ZOO_FILES:
         own = zoo_file if algorithm == "trpo_ext_zoo" else None
         return zoo_setting(own or ZOO_FILES[algorithm], env_id)
+    if algorithm.endswith("_4x256"):
+        return Setting({"policy": "MlpPolicy", "n_steps": 256}, 4)
     normalize = {"norm_obs": True, "norm_reward": False} if algorithm.endswith("_norm") else None
     initial_std = {"initial_std": None} if "_std_1" in algorithm else {}
     return Setting({"policy": "MlpPolicy", **initial_std}, normalize=normalize)

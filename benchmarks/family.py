@@ -1,4 +1,4 @@
-"""The family side by side: NPGExt, KLPPOExt, TRPOExt and SB3's PPO, with their Zoo files' settings.
+"""The family side by side: NPGExt, KLPPOExt, TRPOExt and SB3's PPO, with their Zoo files' settings or default arguments.
 
     python benchmarks/family.py run
     python benchmarks/family.py report
@@ -34,6 +34,8 @@ TABLE = (
     Row("CartPole-v1", "kl_ppo_ext_zoo", 475.0),
     Row("CartPole-v1", "sb3_ppo_zoo"),
     Row("CartPole-v1", "trpo_ext_zoo"),
+    Row("CartPole-v1", "kl_ppo_ext_4x256", 475.0),
+    Row("CartPole-v1", "sb3_ppo_4x256"),
     Row("Pendulum-v1", "kl_ppo_ext_zoo", -250.0),
     Row("Pendulum-v1", "sb3_ppo_zoo"),
     Row("Pendulum-v1", "npg_ext_zoo"),

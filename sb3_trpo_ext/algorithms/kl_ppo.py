@@ -37,7 +37,7 @@ class KLPPOExt(OnPolicyExt):
     :param learning_rate: of Adam, policy and critic; can be a function of the remaining progress (from 1 to 0)
     :param n_steps: steps to run for each environment per update
     :param batch_size: minibatch size, policy and critic
-    :param n_epochs: the policy's passes over a rollout; the critic's are ``n_critic_updates``
+    :param n_epochs: the policy's passes over a rollout
     :param beta: β, or where it starts
     :param target_kl: δ: β is doubled after an update with a mean KL above 1.5 δ, halved below δ / 1.5; can be a
         function of the remaining progress, or ``"lin_x"``; None: β stays as it is
@@ -45,6 +45,8 @@ class KLPPOExt(OnPolicyExt):
         taken, which is the KL up to a constant. What is logged, tested and steers β is always the analytic one
     :param max_kl: end an update before the first minibatch whose mean KL is above this; None: never
     :param max_grad_norm: clip gradients, the policy's and the critic's, at this norm; 0: no clipping
+    :param n_critic_updates: the critic's passes over a rollout: at PPO's learning rate ``n_epochs`` of them leave it so
+        far behind the returns that a policy which has learned its task may lose it again
     :param _init_setup_model: whether to build the network on creation
     :raises ValueError: for a value that cannot work
     """
@@ -76,6 +78,7 @@ class KLPPOExt(OnPolicyExt):
         max_kl: float | None = None,
         max_grad_norm: float = 0.5,
         critic: CriticChoice = "adam",
+        n_critic_updates: int = 30,
         _init_setup_model: bool = True,
         **arguments: Any,
     ) -> None:
@@ -87,6 +90,7 @@ class KLPPOExt(OnPolicyExt):
             batch_size=batch_size,
             max_grad_norm=max_grad_norm,
             critic=critic,
+            n_critic_updates=n_critic_updates,
             **arguments,
         )
         self.n_epochs = n_epochs
