@@ -11,6 +11,7 @@ from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
 from sb3_trpo_ext.distributions import Parameters, ParametricFamily, family_of, require_kl
+from sb3_trpo_ext.masks import allowed_outputs
 from sb3_trpo_ext.numerics.averages import Group, Rows, StateAverage, Units
 from sb3_trpo_ext.numerics.conjugate_gradient import Matvec
 from sb3_trpo_ext.numerics.curvature import (
@@ -60,6 +61,7 @@ class PolicyProblem:
     :param sub_sampling_factor: F averages over every k-th unit; L and the KL keep them all
     :param chunk_size: states in one pass
     :param mlp: the standard actor and its flat inputs (B, in), if the policy has one
+    :param masks: which choices each state allows, (B, Σ choices), of which the actor's own outputs know nothing
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class PolicyProblem:
         sub_sampling_factor: int = 1,
         chunk_size: int = 2**14,
         mlp: tuple[MlpActor, Indexed] | None = None,
+        masks: th.Tensor | None = None,
     ) -> None:
         self._distribution_of = distribution_of
         self._units = units = Units.of(states)
@@ -89,7 +92,7 @@ class PolicyProblem:
         thinned, self._thinned_rows = units.every(sub_sampling_factor)
         self._fisher_average = StateAverage(thinned, chunk_size)
         self._actions = actions
-        self._mlp = mlp
+        self._mlp, self._masks = mlp, masks
         first = slice(0, units.length)
         self._family = family_of(self._without_graph(first))
         if not isinstance(self._family, ParametricFamily):
@@ -147,7 +150,6 @@ class PolicyProblem:
 
         Objectives with states of their own have those shared out among as many parts.
         """
-
         device = self._actions.device
         partition = [rows.to(device) for rows in self._units.partition(batch_size)]
         counts = [part.average.units.count for part in self._parts[1:]]
@@ -202,7 +204,10 @@ class PolicyProblem:
         """The Jacobian in θ of the distribution's parameters."""
         if self._mlp is not None:
             actor, inputs = self._mlp
-            return DenseLinearization(actor.network, inputs[rows], self.parameters, free=actor.log_std)
+            dense = DenseLinearization(actor.network, inputs[rows], self.parameters, free=actor.log_std)
+            if self._masks is not None:
+                dense.outputs = (allowed_outputs(dense.outputs[0], self._masks[rows], th.where),)
+            return dense
         return GeneralLinearization(lambda: self._outputs(rows), self.parameters)
 
     def _hessian(self, rows: Rows) -> Matvec:

@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_trpo_ext.masks import takes_masks
 from sb3_trpo_ext.numerics.averages import Rows, chunks_of
 from sb3_trpo_ext.numerics.dense import DenseNetwork, has_hooks
 from sb3_trpo_ext.numerics.parameters import FlatParameters
@@ -93,6 +94,11 @@ def evaluates_by_itself(policy: ActorCriticPolicy) -> bool:
 def acts_by_get_distribution(policy: ActorCriticPolicy) -> bool:
     """Whether a policy has replaced ``get_distribution``, and has no other way of acting that SB3's loop would ask."""
     return differs_from_sb3(policy, ("get_distribution",)) and not differs_from_sb3(policy, _ACTING) and not has_hooks(policy)
+
+
+def acts_with_masks(policy: ActorCriticPolicy) -> bool:
+    """Whether ``policy(obs)`` may be called with action masks: by an argument of its own, or as SB3's."""
+    return takes_masks(policy.forward) or not differs_from_sb3(policy, ("forward",))
 
 
 def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:

@@ -142,6 +142,7 @@ def policy_problem_of(
         agent.policy,
         chunk_size=chunk_size,
         mlp=mlp,
+        masks=getattr(samples, "action_masks", None) if agent.masked else None,
         **curvature,
     )
     if mlp is None:

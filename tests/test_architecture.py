@@ -17,7 +17,7 @@ PACKAGE = Path(sb3_trpo_ext.__file__).parent
 
 FLOORS = [
     r"numerics\..*",
-    r"checks|distributions|observations|objectives|originals|standard_policies|steps",
+    r"checks|distributions|masks|observations|objectives|originals|standard_policies|steps",
     r"trust_region|kl_penalty|policy_problem|old_policy|critic|critic\..*|sampling\..*",
     r"update|batch_statistics",
     r"algorithms\..*",

@@ -62,7 +62,7 @@ class RecurrentActor:
         pass
 
     @th.no_grad()
-    def act(self, observation, step):
+    def act(self, observation, step, context=None):
         starts = th.as_tensor(self.rollout.episode_starts).double()
         self.memory, distribution, values = self.net.step(th.as_tensor(observation).double(), starts, self.memory)
         actions = distribution.sample()
@@ -74,6 +74,9 @@ class Kept:
 
     def __init__(self, env):
         self.observations, self.episode_starts = env.reset(), np.ones(E, dtype=bool)
+
+    def context(self, observations, idle=None):
+        return None
 
     def begins(self):
         pass

@@ -7,17 +7,18 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.algorithms.masking import WithMasks
 from sb3_trpo_ext.observations import length
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor
 from sb3_trpo_ext.sampling.agent import Agent
+from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.standard_policies import overrides
 
 
-class WithAgent(OnPolicyAlgorithm):
+class WithAgent(WithMasks):
     """An SB3 algorithm that sees its policy through two methods, which subclasses may override."""
 
     critic: CriticChoice
@@ -26,14 +27,16 @@ class WithAgent(OnPolicyAlgorithm):
     _measured: dict[str, int] | None = None
     """Of the policy as it is in this iteration."""
 
-    def action_distribution(self, observations: PyTorchObs, samples: RolloutBufferSamples | None = None) -> Distribution:
+    def action_distribution(
+        self, observations: PyTorchObs, samples: RolloutBufferSamples | Context | None = None
+    ) -> Distribution:
         """π_θ(·|s) on a batch of observations. Every distribution, acting included, is made here.
 
         :param observations: (B, ·)
-        :param samples: the transitions that the observations belong to, with whatever further fields
-            the rollout buffer has; None when acting
+        :param samples: the transitions that the observations belong to, with whatever further fields the rollout
+            buffer has; when acting a :class:`~sb3_trpo_ext.sampling.context.Context`, None where it would be empty
         """
-        return self.policy.get_distribution(observations)
+        return self._allowed_part(self.policy.get_distribution(observations), observations, samples)
 
     def predict_values(self, observations: PyTorchObs) -> th.Tensor:
         """V(s) on a batch of observations, (B, 1); zero without a critic."""
@@ -44,17 +47,19 @@ class WithAgent(OnPolicyAlgorithm):
     @property
     def agent(self) -> Agent:
         """The policy as sampling and learning see it."""
+        own_distribution = overrides(self, WithAgent, ("action_distribution",))
         self._measured = {} if self._measured is None else self._measured
         return Agent(
             self.policy,
-            self.action_distribution,
+            self._own_distribution_masked if own_distribution else self.action_distribution,
             self.predict_values,
             self.gamma,
-            own_distribution=overrides(self, WithAgent, ("action_distribution",)),
+            own_distribution=own_distribution,
             own_values=overrides(self, WithAgent, ("predict_values",)),
             has_critic=self.critic != "none",
             values_at_each_step=self.values_at_each_step,
             chunk_size=self.chunk_size,
+            masked=self._is_masked,
             sde_sample_freq=self.sde_sample_freq if self.use_sde else None,
             measured=self._measured,
         )

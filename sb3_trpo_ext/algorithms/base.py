@@ -26,6 +26,7 @@ from sb3_trpo_ext.algorithms.archives import WithArchives
 from sb3_trpo_ext.algorithms.arguments import CRITIC_FOLLOWS, CriticChoice, PolicyOfObservations
 from sb3_trpo_ext.algorithms.environments import WithRestorableEnvironments
 from sb3_trpo_ext.algorithms.faults import Fault
+from sb3_trpo_ext.algorithms.masking import MASKABLE, UseMasking, check_use_masking
 from sb3_trpo_ext.algorithms.reporting import WithRecords, record_explained_variance, record_update
 from sb3_trpo_ext.algorithms.rollouts import collect
 from sb3_trpo_ext.batch_statistics import refresh_running_statistics
@@ -90,8 +91,10 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
         initial_std: float | None = 0.5,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
+        use_masking: UseMasking = "auto",
         **arguments: Any,
     ) -> None:
+        check_use_masking(use_masking, policy)
         super().__init__(
             policy,
             env,
@@ -105,7 +108,7 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            supported_action_spaces=MASKABLE if use_masking is True else (spaces.Box, *MASKABLE),
             **arguments,
         )
         self.batch_size = batch_size
@@ -118,6 +121,7 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
         self.values_at_each_step = values_at_each_step
         self.chunk_size = chunk_size
         self.initial_std = initial_std
+        self.use_masking = use_masking
         self.report: StepReport | None = None
 
     # -- construction ----------------------------------------------------------------------------
@@ -271,10 +275,14 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
+        use_masking: UseMasking | None = None,
     ) -> SelfOnPolicyExt:
         """Train; see SB3. ``tb_log_name`` is the class's name by default.
 
+        :param use_masking: as in the constructor, for this run; None: what was said there
         :raises ValueError: with vine sampling, if the environments do not return to a state exactly
         """
         name = tb_log_name or type(self).__name__
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+        with self._masking_of_run(use_masking):
+            return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)

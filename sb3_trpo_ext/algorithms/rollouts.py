@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -14,10 +14,12 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo_ext.algorithms.masking import MaskReader
 from sb3_trpo_ext.checks import warn_user
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, Observation
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.agreement import disagreement
+from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.sampling.noise import branch_generator
 from sb3_trpo_ext.sampling.single_path import collect_single_path
 from sb3_trpo_ext.sampling.vine import collect_vine
@@ -37,6 +39,8 @@ class Collector(Protocol):
 
     @property
     def agent(self) -> Agent: ...
+
+    def _mask_reader(self, env: VecEnv) -> MaskReader | None: ...
 
     @property
     def logger(self) -> Logger: ...
@@ -78,6 +82,7 @@ class CallbackRollout:
         self, algorithm: Collector, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> None:
         self._algorithm, self._n_envs, self._callback = algorithm, env.num_envs, callback
+        self._read_masks = algorithm._mask_reader(env)
         # without a callback, nobody reads the locals
         self._is_watched = not (isinstance(callback, ConvertCallback) and callback.callback is None)
         self._locals: dict[str, Any] = {
@@ -95,6 +100,11 @@ class CallbackRollout:
     @property
     def episode_starts(self) -> np.ndarray:
         return self._algorithm._last_episode_starts
+
+    def context(self, observations: Observation, idle: Callable[[], np.ndarray] | None = None) -> Context | None:
+        if self._read_masks is None:
+            return None
+        return Context(action_masks=self._read_masks(observations, None if idle is None else idle()))
 
     def begins(self) -> None:
         self._callback.on_rollout_start()

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.algorithms.masking import UseMasking
 from sb3_trpo_ext.algorithms.natural_gradient import NaturalGradientExt
 from sb3_trpo_ext.checks import require_count, require_real
 from sb3_trpo_ext.policy_problem import FisherChoice, KLReduction, PolicyProblem
@@ -87,6 +88,9 @@ class TRPOExt(NaturalGradientExt):
     :param adaptive_radius: let δ (of ``fisher="identity"``: ``step_radius``) follow the ratio of actual improvement
         to gᵀs, see :func:`~sb3_trpo_ext.trust_region.adapted_radius`; it is saved with the model
     :param radius_bounds: the least and the greatest radius; None: a tenth and ten times the first one
+    :param use_masking: whether to take no action that the environment's ``action_masks()`` forbids (finite action spaces):
+        ``"auto"``: if it has them; True, as sb3_contrib's MaskablePPO: it must have them when learning starts, and a
+        policy that is given as a class must take ``action_masks``; False: never
     :raises ValueError: for a value that cannot work
     :raises AssertionError: for ``n_steps * n_envs`` of 1 with normalised advantages, as sb3_contrib
     """
@@ -134,6 +138,7 @@ class TRPOExt(NaturalGradientExt):
         step_radius: float = 0.01,
         adaptive_radius: bool = False,
         radius_bounds: Sequence[float] | None = None,
+        use_masking: UseMasking = "auto",
     ) -> None:
         super().__init__(
             policy,
@@ -172,6 +177,7 @@ class TRPOExt(NaturalGradientExt):
             step_radius=step_radius,
             adaptive_radius=adaptive_radius,
             radius_bounds=radius_bounds,
+            use_masking=use_masking,
         )
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter

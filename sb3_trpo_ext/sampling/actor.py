@@ -23,8 +23,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_trpo_ext.masks import allowed_outputs, call_masked
 from sb3_trpo_ext.originals import differs_from_sb3, is_original
 from sb3_trpo_ext.sampling.choices import Checks, Choices
+from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.sampling.heads import head_of
 from sb3_trpo_ext.sampling.noise import NoiseInBlocks, noise_ahead
 from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
@@ -59,8 +61,11 @@ class Actor(Protocol):
         """Draw the noise of that many steps ahead, or of the first of them, from torch's global generator."""
         ...
 
-    def act(self, observation: Observation, step: int) -> Acted:
-        """Actions for observations (E, ·); entries that are not usable count as zero."""
+    def act(self, observation: Observation, step: int, context: Context | None = None) -> Acted:
+        """Actions for observations (E, ·); entries that are not usable count as zero.
+
+        :param context: what else the policy is asked with
+        """
         ...
 
 
@@ -83,7 +88,7 @@ class BranchActor(Protocol):
         """Noise (*shape, ·); empty for a policy that draws its own, from torch's global generator."""
         ...
 
-    def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
+    def act_from(self, observation: Observation, noise: np.ndarray, context: Context | None = None) -> np.ndarray:
         """Actions for observations (E, ·) from noise (E, ·)."""
         ...
 
@@ -144,11 +149,14 @@ class NumpyActor:
             x = out
         return x
 
-    def act(self, observation: Observation, step: int) -> Acted:
-        return Acted(self.act_from(observation, self._noise[step]))
+    def act(self, observation: Observation, step: int, context: Context | None = None) -> Acted:
+        return Acted(self.act_from(observation, self._noise[step], context))
 
-    def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
-        actions = self._head.act(self.outputs(observation), noise)  # type: ignore[arg-type]
+    def act_from(self, observation: Observation, noise: np.ndarray, context: Context | None = None) -> np.ndarray:
+        outputs = self.outputs(observation)  # type: ignore[arg-type]
+        if context is not None and context.action_masks is not None:
+            outputs = allowed_outputs(outputs, context.action_masks.numpy(), np.where)
+        actions = self._head.act(outputs, noise)
         return actions if self._action_shape is None else actions.reshape(self._action_shape)
 
 
@@ -157,7 +165,7 @@ class TorchActor:
 
     Distributions with a head act from the same noise as :class:`NumpyActor`; others draw their own.
 
-    :param distribution_of: observations (E, ·) ↦ π(·|s)
+    :param distribution_of: observations (E, ·), and their context if there is any ↦ π(·|s)
     :param policy: for its device and the shape of its actions
     :param n_envs: E
     :param values_of: observations (E, ·) ↦ V(s), (E, 1), if values and log-probabilities are wanted at each step
@@ -167,7 +175,7 @@ class TorchActor:
 
     def __init__(
         self,
-        distribution_of: Callable[[Any], Distribution],
+        distribution_of: Callable[..., Distribution],
         policy: ActorCriticPolicy,
         n_envs: int,
         values_of: Callable[[Any], th.Tensor] | None = None,
@@ -189,8 +197,11 @@ class TorchActor:
         return np.empty((*shape, 0)) if self._head is None else self._head.noise((*shape, self._head.width), generator)
 
     @th.no_grad()
-    def act_from(self, observation: Observation, noise: np.ndarray) -> np.ndarray:
-        return self._shaped(self._draw(self._distribution_of(self._seen(observation)), noise))
+    def act_from(self, observation: Observation, noise: np.ndarray, context: Context | None = None) -> np.ndarray:
+        return self._shaped(self._draw(self._distribution(self._seen(observation), context), noise))
+
+    def _distribution(self, states: PyTorchObs, context: Context | None) -> Distribution:
+        return self._distribution_of(states) if context is None else self._distribution_of(states, context)
 
     def _seen(self, observation: Observation) -> PyTorchObs:
         observation = usable(observation)
@@ -207,9 +218,9 @@ class TorchActor:
         return actions.reshape((-1, *self._policy.action_space.shape))  # type: ignore[misc]
 
     @th.no_grad()
-    def act(self, observation: Observation, step: int) -> Acted:
+    def act(self, observation: Observation, step: int, context: Context | None = None) -> Acted:
         states = self._seen(observation)
-        distribution = self._distribution_of(states)
+        distribution = self._distribution(states, context)
         actions = self._draw(distribution, self._noise[step])
         shaped = self._shaped(actions)
         if self._values_of is None:
@@ -236,11 +247,12 @@ class SB3Actor:
         pass
 
     @th.no_grad()
-    def act(self, observation: Observation, step: int) -> Acted:
+    def act(self, observation: Observation, step: int, context: Context | None = None) -> Acted:
         observation = usable(observation)
         self._check(observation)
         states = obs_as_tensor(observation, self._policy.device)
-        actions, values, log_probs = self._policy(states)
+        masks = None if context is None else context.action_masks
+        actions, values, log_probs = call_masked(self._policy, "forward", masks, states)
         if self._values_of is not None:
             values = self._values_of(states)
         return Acted(actions.cpu().numpy(), values, log_probs, states)

@@ -17,7 +17,7 @@ from sb3_trpo_ext.originals import differs_from_sb3
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.budget import states_per_pass
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
-from sb3_trpo_ext.standard_policies import acts_by_get_distribution, calls_like_sb3, has_parameters
+from sb3_trpo_ext.standard_policies import acts_by_get_distribution, acts_with_masks, calls_like_sb3, has_parameters
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Agent:
     """All that rollouts and updates need to know of an algorithm.
 
     :param policy: for its networks, spaces and device
-    :param distribution: observations (B, ·), and the samples that they belong to if there are any ↦ π(·|s)
+    :param distribution: observations (B, ·), and the samples that they belong to or the context if there are any ↦ π(·|s)
     :param values: observations (B, ·) ↦ V(s), (B, 1)
     :param gamma: discount
     :param own_distribution: whether the policy alone does not say what ``distribution`` is
@@ -33,6 +33,7 @@ class Agent:
     :param has_critic: whether V is learned; else it is 0
     :param values_at_each_step: whether values and log-probabilities are wanted at each step of a rollout
     :param chunk_size: states in one pass; None: what fits a budget
+    :param masked: whether only some choices are allowed, as each context says
     :param measured: where what had to be measured is kept, for the next agent of the same policy
     :param sde_sample_freq: steps between two exploration matrices of gSDE, -1 for one a rollout; None without gSDE
     """
@@ -46,6 +47,7 @@ class Agent:
     has_critic: bool = True
     values_at_each_step: bool = False
     chunk_size: int | None = None
+    masked: bool = False
     sde_sample_freq: int | None = None
     measured: dict[str, int] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ class Agent:
         """The leanest way of acting that fills this buffer with what SB3's own loop would."""
         policy, n_envs = self.policy, buffer.n_envs
         at_each_step = self.values_at_each_step or not adds_like_sb3(buffer)
-        if self.own_distribution or acts_by_get_distribution(policy):
+        if self.own_distribution or acts_by_get_distribution(policy) or (self.masked and not acts_with_masks(policy)):
             return TorchActor(self.distribution, policy, n_envs, self.values if at_each_step else None)
         if at_each_step or calls_like_sb3(policy):
             return self._sb3_actor()

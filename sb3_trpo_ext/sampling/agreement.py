@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sb3_trpo_ext.masks import call_masked, takes_masks
 from sb3_trpo_ext.originals import differs_from_sb3
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
@@ -28,11 +29,12 @@ def disagreement(agent: Agent, buffer: RolloutBuffer, algorithm: str) -> str | N
     if agent.own_distribution or not evaluates_by_itself(agent.policy) or not adds_like_sb3(buffer):
         return None
     policy, gaps = agent.policy, {"forward": 0.0}
-    for rows, states, actions in transitions_of(agent, buffer):
-        learned = agent.distribution(states).log_prob(actions)
+    for rows, states, actions, context in transitions_of(agent, buffer):
+        learned = agent.distribution(states, context).log_prob(actions)
         others = {"forward": buffer.to_torch(buffer.log_probs.reshape(-1)[rows])}
-        if differs_from_sb3(policy, ("evaluate_actions",)):
-            others["evaluate_actions"] = policy.evaluate_actions(states, actions)[1]
+        if differs_from_sb3(policy, ("evaluate_actions",)) and (context is None or takes_masks(policy.evaluate_actions)):
+            masks = None if context is None else context.action_masks
+            others["evaluate_actions"] = call_masked(policy, "evaluate_actions", masks, states, actions)[1]
         for name, log_probs in others.items():
             gaps[name] = max(gaps.get(name, 0.0), float((log_probs - learned).abs().max()))
     names = [f"{name}()" for name, gap in gaps.items() if gap > _TOLERANCE]

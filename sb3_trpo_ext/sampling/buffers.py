@@ -1,7 +1,9 @@
-"""What a rollout buffer is filled with: transitions as they were, and λ-returns computed in one sweep."""
+"""What a rollout buffer is filled with: transitions as they were, further fields of them, and λ-returns in one sweep."""
 
 from __future__ import annotations
 
+from collections import namedtuple
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -90,3 +92,64 @@ def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.nda
         gae_lambda=buffer.gae_lambda,
     )
     buffer.returns = buffer.advantages + buffer.values
+
+
+def keep_fields(buffer: RolloutBuffer, step: int, **rows: np.ndarray) -> None:
+    """Write further fields of a step's transitions, (E, ·), which the buffer's samples then have too, by these names.
+
+    The buffer may be of any class that makes its samples by ``_get_samples``, as SB3's do.
+    """
+    if "further_fields" not in vars(buffer):
+        _with_fields_again(buffer, {})
+    further = fields_of(buffer)
+    for name, row in rows.items():
+        if name not in further:
+            further[name] = np.zeros((buffer.buffer_size, *row.shape), dtype=row.dtype)
+        further[name][step] = row
+
+
+def fields_of(buffer: RolloutBuffer) -> dict[str, np.ndarray]:
+    """The further fields that a buffer holds, (T, E, ·)."""
+    return getattr(buffer, "further_fields", {})
+
+
+def with_fields(samples: Any, **fields: th.Tensor) -> Any:
+    """A rollout buffer's samples with further fields, or others in place of those that they have."""
+    values = {**samples._asdict(), **fields}
+    return _samples_of(tuple(values))(**values)
+
+
+@cache
+def _samples_of(names: tuple[str, ...]) -> Any:
+    return namedtuple("RolloutSamples", names)
+
+
+@cache
+def _with_further_fields(cls: Any) -> Any:
+    """What the class of a buffer becomes while it holds further arrays."""
+
+    class WithFurtherFields(cls):
+        further_fields: dict[str, np.ndarray]
+
+        def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
+            samples = super()._get_samples(batch_inds, env)
+            # SB3 numbers transitions environment by environment
+            envs, steps = np.divmod(batch_inds, self.buffer_size)
+            fields = {name: self.to_torch(array[steps, envs]) for name, array in self.further_fields.items()}
+            return with_fields(samples, **fields)
+
+        def __reduce__(self) -> Any:
+            # its class has no name to be pickled by
+            plain = object.__new__(cls)
+            plain.__dict__.update({name: value for name, value in vars(self).items() if name != "further_fields"})
+            return _with_fields_again, (plain, self.further_fields)
+
+    WithFurtherFields.__name__, WithFurtherFields.__qualname__ = cls.__name__, cls.__qualname__
+    return WithFurtherFields
+
+
+def _with_fields_again(buffer: Any, fields: dict[str, np.ndarray]) -> Any:
+    cls: Any = type(buffer)
+    buffer.__class__ = _with_further_fields(cls)
+    buffer.further_fields = fields
+    return buffer

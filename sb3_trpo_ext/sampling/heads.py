@@ -17,6 +17,7 @@ from stable_baselines3.common.distributions import (
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from sb3_trpo_ext.distributions import ParametricFamily, family_of
+from sb3_trpo_ext.masks import MaskedCategorical
 from sb3_trpo_ext.originals import differs_from_sb3
 
 _DRAWING = ("get_actions", "sample")
@@ -28,7 +29,7 @@ class Head(ABC):
     :param width: numbers in an output
     """
 
-    kind: ClassVar[type]
+    kinds: ClassVar[tuple[type, ...]]
     """What one of SB3's distributions wraps, or a list of them."""
 
     def __init__(self, width: int) -> None:
@@ -46,7 +47,7 @@ class Head(ABC):
         """Whether this is the way of a distribution of the class that the head was made for, whatever was put into it."""
         wrapped: Any = distribution.distribution
         parts = wrapped if isinstance(wrapped, list) else [wrapped]
-        return all(type(part) is self.kind for part in parts) and vars(distribution).keys().isdisjoint(_DRAWING)
+        return all(type(part) in self.kinds for part in parts) and vars(distribution).keys().isdisjoint(_DRAWING)
 
     def act_from(self, distribution: Distribution, noise: np.ndarray) -> np.ndarray:
         """The same, the outputs being those behind a distribution."""
@@ -58,7 +59,7 @@ class Head(ABC):
 class GaussianHead(Head):
     """mean + σ ε; :meth:`act` takes the noise scaled by σ."""
 
-    kind = Normal
+    kinds = (Normal,)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         return th.randn(shape, generator=generator, device="cpu").numpy()
@@ -73,7 +74,7 @@ class GaussianHead(Head):
 class CategoricalHead(Head):
     """argmax(logits + Gumbel noise) is a draw from softmax(logits); one for each block of logits."""
 
-    kind = Categorical
+    kinds = (Categorical, MaskedCategorical)
 
     def __init__(self, sizes: list[int], flat: bool) -> None:
         super().__init__(sum(sizes))
@@ -95,7 +96,7 @@ class CategoricalHead(Head):
 class BernoulliHead(Head):
     """logit + logistic noise > 0 is a draw from Bernoulli(sigmoid(logit))."""
 
-    kind = Bernoulli
+    kinds = (Bernoulli,)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> np.ndarray:
         return th.logit(th.rand(shape, generator=generator, device="cpu"), eps=th.finfo(th.float32).eps).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch as th
 from sb3_trpo_ext.observations import concatenate, take, tree_map
 from sb3_trpo_ext.sampling.actor import BranchActor, Observation, usable
 from sb3_trpo_ext.sampling.agent import Agent
+from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.sampling.proposals import FirstActions
 from sb3_trpo_ext.sampling.single_path import stopped_at
 from sb3_trpo_ext.sampling.snapshot import VecSimulator, VecSnapshot
@@ -56,10 +58,11 @@ class Lanes:
         self._noise = np.stack([self._actor.noise((self._block,), generator) for generator in self._generators])
         self._bootstraps: list[tuple[int, int, float, Any]] = []
 
-    def run(self, observations: Observation) -> np.ndarray:
+    def run(self, observations: Observation, context_of: Callable[..., Context | None]) -> np.ndarray:
         """Q̂(s_n, a_k), (N, K).
 
         :param observations: any of each environment, for those that have no branch
+        :param context_of: ``Rollout.context``
         """
         observations = tree_map(np.copy, observations)
         lanes, gamma = np.arange(self._buffer.n_envs), self._agent.gamma
@@ -73,7 +76,9 @@ class Lanes:
                 if np.count_nonzero(row) < len(lanes):
                     for lane in np.flatnonzero((row == 0) & (self._steps > 0)).tolist():
                         self._draw_noise(lane)
-                actions = self._actor.act_from(observations, self._noise[lanes, row])
+                context = context_of(observations, self._idle)
+                further = () if context is None else (context,)
+                actions = self._actor.act_from(observations, self._noise[lanes, row], *further)
                 if np.count_nonzero(self._steps) < len(lanes):
                     self._take_first_actions(actions)
                 observations, rewards, dones, infos = self._simulator.step(to_env(actions))
@@ -108,6 +113,10 @@ class Lanes:
     def _draw_noise(self, lane: int) -> None:
         """Noise for the next block of a branch's steps, which few branches may reach the end of."""
         self._noise[lane] = self._actor.noise((self._block,), self._generators[lane])
+
+    def _idle(self) -> np.ndarray:
+        """Environments whose action the policy is not asked for: without a branch, or at the first step of one."""
+        return (self._steps == 0) | np.array([branch is None for branch in self._branch])
 
     def _take_first_actions(self, actions: np.ndarray) -> None:
         for lane in np.flatnonzero(self._steps == 0).tolist():

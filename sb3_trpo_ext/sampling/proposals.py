@@ -14,6 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 
+from sb3_trpo_ext.masks import choices_of
 from sb3_trpo_ext.sampling.heads import head_of
 
 Proposal = Literal["auto", "policy", "uniform"]
@@ -43,32 +44,41 @@ class FirstActions:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def choices_of(space: spaces.Space) -> list[int]:
-    """The number of choices in each dimension of a finite action space.
+def all_actions(space: spaces.Space, n_states: int, masks: np.ndarray | None = None) -> FirstActions:
+    """Every action of a finite space, in each of N states; q is 1 for all.
 
-    :raises ValueError: for a continuous one
+    :param masks: (N, Σ choices); an action that is not allowed has no multiplicity
     """
-    if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(n) for n in space.nvec.reshape(-1)]
-    if isinstance(space, spaces.MultiBinary):
-        return [2] * math.prod(space.shape)
-    raise ValueError(f"expected a Discrete, MultiDiscrete or MultiBinary action space, got {space}")
-
-
-def all_actions(space: spaces.Space, n_states: int) -> FirstActions:
-    """Every action of a finite space, in each of N states; q is 1 for all."""
-    actions = np.array(list(itertools.product(*map(range, choices_of(space)))), dtype=np.float32)
+    sizes = choices_of(space)
+    actions = np.array(list(itertools.product(*map(range, sizes))), dtype=np.float32)
     shape = (n_states, len(actions))
-    return FirstActions(np.broadcast_to(actions, (n_states, *actions.shape)), np.zeros(shape), np.ones(shape))
+    possible = np.ones(shape)
+    if masks is not None:
+        columns = actions.astype(np.int64) + (np.cumsum(sizes) - sizes)
+        possible[~masks[:, columns].all(axis=2)] = 0.0
+    return FirstActions(np.broadcast_to(actions, (n_states, *actions.shape)), np.zeros(shape), possible)
 
 
-def uniform_actions(space: spaces.Space, n_states: int, n_actions: int, rng: np.random.Generator) -> FirstActions:
-    """K independent draws in each of N states, uniform in each dimension of a finite space."""
+def uniform_actions(
+    space: spaces.Space, n_states: int, n_actions: int, rng: np.random.Generator, masks: np.ndarray | None = None
+) -> FirstActions:
+    """K independent draws in each of N states, uniform in each dimension of a finite space.
+
+    :param masks: (N, Σ choices), to draw among the choices that are allowed
+    """
     choices = choices_of(space)
-    actions = rng.integers(0, choices, size=(n_states, n_actions, len(choices))).astype(np.float32)
-    return _listed_once(actions, np.full(actions.shape[:2], -math.fsum(map(math.log, choices))))
+    shape = (n_states, n_actions, len(choices))
+    if masks is None:
+        actions = rng.integers(0, choices, size=shape).astype(np.float32)
+        return _listed_once(actions, np.full(shape[:2], -math.fsum(map(math.log, choices))))
+    blocks = np.split(masks, np.cumsum(choices)[:-1], axis=1)
+    counts = np.stack([block.sum(axis=1) for block in blocks], axis=1)
+    drawn = rng.integers(0, counts[:, None], size=shape)
+    # those allowed come first, in their order
+    ordered = [np.argsort(~block, axis=1, kind="stable") for block in blocks]
+    actions = np.stack([np.take_along_axis(order, drawn[:, :, d], axis=1) for d, order in enumerate(ordered)], axis=2)
+    log_proposal = np.broadcast_to(-np.log(counts).sum(axis=1)[:, None], shape[:2])
+    return _listed_once(actions.astype(np.float32), log_proposal)
 
 
 @th.no_grad()

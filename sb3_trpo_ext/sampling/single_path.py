@@ -21,7 +21,8 @@ from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
 from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
 from sb3_trpo_ext.sampling.agent import Agent
-from sb3_trpo_ext.sampling.buffers import compute_returns, make_room
+from sb3_trpo_ext.sampling.buffers import compute_returns, fields_of, make_room
+from sb3_trpo_ext.sampling.context import Context, keep_context, kept_context
 from sb3_trpo_ext.sampling.stepping import step
 
 
@@ -36,6 +37,14 @@ class Rollout(Protocol):
     @property
     def episode_starts(self) -> np.ndarray:
         """Whether s_t begins an episode, (E,)."""
+        ...
+
+    def context(self, observations: Observation, idle: Callable[[], np.ndarray] | None = None) -> Context | None:
+        """What else the policy is asked with where the environments stand now, None for nothing.
+
+        :param observations: of that, (E, ·)
+        :param idle: says in which environments nobody acts, (E,)
+        """
         ...
 
     def begins(self) -> None:
@@ -79,6 +88,7 @@ def collect_single_path(
     """
     to_env = agent.action_transform(env.num_envs)
     buffer.reset()
+    fields_of(buffer).clear()
     agent.explore_anew(env.num_envs)
     rollout.begins()
     actor = make_actor()
@@ -88,7 +98,11 @@ def collect_single_path(
         agent.explore_anew(env.num_envs, t)
         if visit is not None:
             visit(t)
-        acted = actor.act(rollout.observations, t)
+        context = rollout.context(rollout.observations)
+        further = () if context is None else (context,)
+        acted = actor.act(rollout.observations, t, *further)
+        if context is not None:
+            keep_context(buffer, context)
         clipped_actions = to_env(acted.actions)
         new_obs, rewards, dones, infos = step(env, clipped_actions)
         found = {
@@ -211,9 +225,9 @@ class DeferredRecorder:
         agent, buffer = self._agent, self._buffer
         if buffer.pos == 0:
             return
-        for rows, states, actions in transitions_of(agent, buffer):
+        for rows, states, actions, context in transitions_of(agent, buffer):
             buffer.values.reshape(-1)[rows] = agent.values(states).flatten().cpu().numpy()
-            log_probs = agent.distribution(states).log_prob(actions)
+            log_probs = agent.distribution(states, context).log_prob(actions)
             buffer.log_probs.reshape(-1)[rows] = log_probs.cpu().numpy()
         self._bootstrap_truncations(agent.states_per_pass(_in_a_row(buffer.observations, buffer.pos)))
 
@@ -232,17 +246,18 @@ class DeferredRecorder:
                 self._buffer.rewards[t, index] += agent.gamma * value
 
 
-def transitions_of(agent: Agent, buffer: RolloutBuffer) -> Iterator[tuple[slice, Any, th.Tensor]]:
+def transitions_of(agent: Agent, buffer: RolloutBuffer) -> Iterator[tuple[slice, Any, th.Tensor, Context | None]]:
     """The states and actions that a buffer has got so far, in batches that go through the networks at once.
 
     :return: rows of the buffer, its first two dimensions taken as one; states, as the actor saw them; actions, as the
-        distribution's ``log_prob`` takes them
+        distribution's ``log_prob`` takes them; what else the policy was asked with
     """
     observations, actions = (_in_a_row(stored, buffer.pos) for stored in (buffer.observations, buffer.actions))
     actions = actions.astype(np.float32, copy=False)
     for rows in chunks_of(len(actions), agent.states_per_pass(observations)):
         states = tree_map(buffer.to_torch, usable(take(observations, rows)))
-        yield rows, states, agent.as_taken(buffer.to_torch(actions[rows]))
+        context = kept_context(buffer, lambda stored, rows=rows: _in_a_row(stored, buffer.pos)[rows])  # type: ignore[misc]
+        yield rows, states, agent.as_taken(buffer.to_torch(actions[rows])), context
 
 
 def _in_a_row(stored: Any, n_steps: int) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch as th
@@ -22,6 +22,7 @@ from sb3_trpo_ext.objectives import log_probs_of_branches
 from sb3_trpo_ext.observations import take, take_samples, tree_map
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, usable
 from sb3_trpo_ext.sampling.agent import Agent
+from sb3_trpo_ext.sampling.context import kept_context
 from sb3_trpo_ext.sampling.lanes import SEEDS, Lanes
 from sb3_trpo_ext.sampling.noise import global_generators_kept
 from sb3_trpo_ext.sampling.proposals import FirstActions, all_actions, policy_actions, uniform_actions
@@ -78,7 +79,7 @@ def collect_vine(
         lanes = Lanes(agent, simulator, buffer, make_branch_actor(), snapshots, first, rng)
         statistics: dict[str, float] = {}
         try:
-            q_values = lanes.run(rollout.observations)
+            q_values = lanes.run(rollout.observations, rollout.context)
             buffer.branches = Branches(states, first, q_values, log_probs)
             statistics = lanes.statistics()
             if not buffer.is_enumerated:
@@ -130,8 +131,8 @@ def effective_sample_size_now(agent: Agent, buffer: VineRolloutBuffer, samples: 
     branches = buffer.branches
     if branches is None or buffer.is_enumerated:
         return None
-    assert isinstance(samples, VineSamples)
-    states, actions = branches.rows_in(samples), taken_in_branches(buffer.to_torch(branches.first.actions), agent.as_taken)
+    states = branches.rows_in(cast(VineSamples, samples))
+    actions = taken_in_branches(buffer.to_torch(branches.first.actions), agent.as_taken)
     log_probs = []
     for rows in chunks_of(len(states), agent.states_per_pass(samples.observations)):
         part = take_samples(samples, states[rows], len(samples.actions))
@@ -152,16 +153,18 @@ def _first_actions(
     observations = tree_map(lambda store: store[steps, envs], buffer.observations)
     for rows in chunks_of(len(states), agent.states_per_pass(observations)):
         # as the trunk's actor saw them
-        distribution = agent.distribution(tree_map(buffer.to_torch, usable(take(observations, rows))))
+        context = kept_context(buffer, lambda stored, rows=rows: stored[steps[rows], envs[rows]])  # type: ignore[misc]
+        masks = None if context is None or context.action_masks is None else context.action_masks.cpu().numpy()
+        distribution = agent.distribution(tree_map(buffer.to_torch, usable(take(observations, rows))), context)
 
         def log_prob_of(actions: np.ndarray, distribution: Any = distribution) -> th.Tensor:
             return distribution.log_prob(agent.as_taken(buffer.to_torch(actions)))
 
         n_states = rows.stop - rows.start
         if n_actions == "all":
-            first = all_actions(space, n_states)
+            first = all_actions(space, n_states, masks)
         elif buffer.proposal == "uniform":
-            first = uniform_actions(space, n_states, n_actions, rng)
+            first = uniform_actions(space, n_states, n_actions, rng, masks)
         else:
             is_finite = not isinstance(space, spaces.Box)
             first = policy_actions(distribution, n_states, n_actions, generator, log_prob_of, is_finite)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch as th
@@ -16,25 +16,29 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo_ext.checks import require, require_choice, require_count
+from sb3_trpo_ext.masks import choices_of
 from sb3_trpo_ext.numerics.averages import ALONE, Group
 from sb3_trpo_ext.objectives import AllActionsSurrogate, Objective, SelfNormalizedSurrogate, center_q_values
-from sb3_trpo_ext.sampling.proposals import MOST_ENUMERATED, FirstActions, Proposal, choices_of
+from sb3_trpo_ext.sampling.buffers import with_fields
+from sb3_trpo_ext.sampling.proposals import MOST_ENUMERATED, FirstActions, Proposal
 
 _WITH_VALUES, _WITHOUT_VALUES = 10, 100
 """Steps of a branch unless given: with V for what comes after them, and without."""
 
 
-class VineSamples(NamedTuple):
+class VineSamples(Protocol):
     """SB3's samples, and which transitions of the buffer they are."""
 
-    observations: Any
-    actions: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    transitions: th.Tensor
-    """Numbers of transitions, environment by environment: e T + t, (B,)."""
+    @property
+    def observations(self) -> Any: ...
+
+    @property
+    def actions(self) -> th.Tensor: ...
+
+    @property
+    def transitions(self) -> th.Tensor:
+        """Numbers of transitions, environment by environment: e T + t, (B,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -183,13 +187,12 @@ class VineRolloutBuffer(RolloutBuffer):
         super().reset()
         self.branches = None
 
-    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> VineSamples:  # type: ignore[override]
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> Any:
         samples = super()._get_samples(batch_inds, env)
-        fields = {name: getattr(samples, name) for name in VineSamples._fields if hasattr(samples, name)}
-        return VineSamples(**fields, transitions=th.as_tensor(batch_inds, device=self.device))
+        return with_fields(samples, transitions=th.as_tensor(batch_inds, device=self.device))
 
 
-class VineDictRolloutBuffer(VineRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+class VineDictRolloutBuffer(VineRolloutBuffer, DictRolloutBuffer):
     """The same for Dict observations."""
 
 
@@ -229,8 +232,7 @@ def vine_surrogate(
     branches = buffer.branches
     if branches is None:
         return None
-    assert isinstance(samples, VineSamples)
-    states, first = branches.rows_in(samples), branches.first
+    states, first = branches.rows_in(cast(VineSamples, samples)), branches.first
     scaled = center_q_values(branches.q_values, branches.weights(buffer.is_enumerated), normalize, group)
     actions, q_values, log_proposal, multiplicities = (
         th.as_tensor(np.ascontiguousarray(array), dtype=th.float32, device=buffer.device)
