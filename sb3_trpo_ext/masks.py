@@ -18,7 +18,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Bernoulli, Categorical
+
+METHOD = "action_masks"
+"""What environments answer by, as sb3_contrib has it."""
 
 CERTAIN = 1e4
 """A logit whose sigmoid is exactly 1, and that of its negative exactly 0, in every precision."""
@@ -40,6 +44,27 @@ def choices_of(space: spaces.Space) -> list[int]:
     if isinstance(space, spaces.MultiBinary):
         return [2] * math.prod(space.shape)
     raise ValueError(f"expected a Discrete, MultiDiscrete or MultiBinary action space, got {space}")
+
+
+def has_masks(env: VecEnv) -> bool:
+    """Whether environments answer by ``action_masks()``."""
+    try:
+        return env.has_attr(METHOD)
+    except NotImplementedError:
+        # environments of other makers, which cannot be asked
+        return False
+
+
+def allowed_action(space: spaces.Space, action: Any, mask: Any) -> Any:
+    """An action, or the next one that is allowed: in each dimension the next choice, counted round; of a Box, any."""
+    if isinstance(space, spaces.Box):
+        return action
+    sizes, choices = choices_of(space), np.array(action)
+    (mask,) = read_masks(space, [mask], "environment")
+    flat = choices.reshape(-1)
+    for d, block in enumerate(np.split(mask, np.cumsum(sizes)[:-1])):
+        flat[d] = (flat[d] + int(np.argmax(np.roll(block, -int(flat[d]))))) % sizes[d]
+    return choices[()]
 
 
 def read_masks(space: spaces.Space, masks: Iterable[Any], whose: str, idle: np.ndarray | None = None) -> np.ndarray:

@@ -4,6 +4,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_trpo_ext.masks import choices_of
+
 
 class Walk(gym.Env):
     """A point that actions push about; reward for being near the origin. Ends at random, so episodes differ.
@@ -102,3 +104,57 @@ class Noisy(gym.Env):
     def step(self, action):
         reward = float(np.sum(action)) + 100.0 * float(self.np_random.normal())
         return np.zeros(1, dtype=np.float32), reward, False, False, {}
+
+
+def random_masks(space, n, rng, chance=0.5):
+    """Masks of n states, (n, Σ choices), each dimension with at least one choice."""
+    blocks = []
+    for size in choices_of(space):
+        block = rng.random((n, size)) < chance
+        block[np.arange(n), rng.integers(size, size=n)] = True
+        blocks.append(block)
+    return np.concatenate(blocks, axis=1)
+
+
+def is_allowed(space, mask, action):
+    """Whether each choice of an action is."""
+    sizes = choices_of(space)
+    return all(mask[np.cumsum([0, *sizes[:-1]]) + np.asarray(action).astype(int).reshape(-1)])
+
+
+class Picky(Walk):
+    """A walk of which each state allows only some choices, drawn anew at each step; any other is an AssertionError."""
+
+    def __init__(self, action_space, observation_space=None, end_probability=0.05):
+        super().__init__(action_space, observation_space, end_probability)
+        self.mask, self.n_asked = None, 0
+
+    def _observation(self):
+        self.mask = random_masks(self.action_space, 1, self.np_random)[0]
+        return super()._observation()
+
+    def action_masks(self):
+        self.n_asked += 1
+        return self.mask
+
+    def step(self, action):
+        assert is_allowed(self.action_space, self.mask, action), (self.mask, action)
+        return super().step(action)
+
+
+class Telling(Picky):
+    """The same, with its mask among its observations instead."""
+
+    def __init__(self, action_space):
+        super().__init__(action_space)
+        n = sum(choices_of(action_space))
+        self.observation_space = spaces.Dict({"where": spaces.Box(-10.0, 10.0, (3,)), "mask": spaces.MultiBinary(n)})
+
+    def _observation(self):
+        self.mask = random_masks(self.action_space, 1, self.np_random)[0]
+        return {"where": np.clip(self.position, -10, 10).astype(np.float32), "mask": self.mask.astype(np.int8)}
+
+    def __getattribute__(self, name):
+        if name == "action_masks":
+            raise AttributeError(name)
+        return super().__getattribute__(name)

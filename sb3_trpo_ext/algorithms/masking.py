@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.checks import require, require_choice
-from sb3_trpo_ext.masks import call_masked, masked, read_masks, takes_masks
+from sb3_trpo_ext.masks import METHOD, call_masked, has_masks, masked, read_masks, takes_masks
 from sb3_trpo_ext.observations import length
 from sb3_trpo_ext.sampling.actor import Observation, usable
 from sb3_trpo_ext.standard_policies import overrides
@@ -29,8 +29,6 @@ MaskReader = Callable[[Observation, np.ndarray | None], th.Tensor]
 """Observations (E, ·), and in which environments nobody acts (E,) ↦ masks (E, Σ choices)."""
 
 MASKABLE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-METHOD = "action_masks"
-"""What an environment answers by, as sb3_contrib has it."""
 
 
 def check_use_masking(use_masking: UseMasking, policy: Any) -> None:
@@ -194,15 +192,6 @@ class WithMasks(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_use_masking_now", "_env_has_masks"]
 
 
-def has_masks(env: VecEnv) -> bool:
-    """Whether environments answer by ``action_masks()``."""
-    try:
-        return env.has_attr(METHOD)
-    except NotImplementedError:
-        # environments of other makers, which cannot be asked
-        return False
-
-
 @contextmanager
 def _made_without_sde(model: OnPolicyAlgorithm) -> Iterator[None]:
     """Context in which a policy class that knows nothing of gSDE, such as sb3_contrib's maskable ones, can be made."""
@@ -213,8 +202,7 @@ def _made_without_sde(model: OnPolicyAlgorithm) -> Iterator[None]:
         return
 
     def make(*args: Any, use_sde: bool, **kwargs: Any) -> BasePolicy:
-        require("use_sde", use_sde, not use_sde, f"False with {made.__name__}")
-        return made(*args, **kwargs)
+        return made(*args, **kwargs, **({"use_sde": use_sde} if use_sde else {}))
 
     make.__name__ = made.__name__
     model.policy_class = make  # type: ignore[assignment]

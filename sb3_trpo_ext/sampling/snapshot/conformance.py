@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.checks import require_count
+from sb3_trpo_ext.masks import METHOD, allowed_action, has_masks
 from sb3_trpo_ext.sampling.snapshot.errors import ReplayError
 from sb3_trpo_ext.sampling.snapshot.vec_env import VecSimulator, VecSnapshot
 from sb3_trpo_ext.sampling.snapshot.wrapper import SnapshotWrapper
@@ -87,6 +88,8 @@ def _play(env: gym.Env, actions: Sequence[Any]) -> list[Step]:
     """Steps, and resets where episodes end; copies, because some environments reuse their arrays."""
     steps = []
     for action in actions:
+        if env.has_wrapper_attr(METHOD):
+            action = allowed_action(env.action_space, action, env.get_wrapper_attr(METHOD)())
         step = Step(*deepcopy(env.step(action)))
         steps.append(step)
         if step.terminated or step.truncated:
@@ -197,9 +200,13 @@ def _steps(
     :param snapshots: filled with some on the way, by the number of steps before them
     """
     steps: list[Step] = []
+    venv = simulator.venv
     for batch in actions:
         if snapshots is not None and len(steps) & (len(steps) - 1) == 0:  # 0, 1, 2, 4, 8, ...
             snapshots[len(steps)] = simulator.snapshot(index)
+        if has_masks(venv):
+            (mask,) = venv.env_method(METHOD, indices=[index])
+            batch = np.stack([allowed_action(venv.action_space, batch[index], mask)] * venv.num_envs)
         observations, rewards, dones, infos = simulator.step(batch)
         row = {k: v[index] for k, v in observations.items()} if isinstance(observations, dict) else observations[index]
         info = {key: infos[index][key] for key in _USED_INFO if key in infos[index]}
