@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,43 +55,64 @@ def has_masks(env: VecEnv) -> bool:
         return False
 
 
+class MaskReader:
+    """Reads masks as environments or users give them, and checks them.
+
+    :param space: a finite action space
+    :param whose: what row number i stands for, as in "environment i", for errors
+    """
+
+    def __init__(self, space: spaces.Space, whose: str) -> None:
+        self._space, self._whose = space, whose
+        self._sizes = choices_of(space)
+        self._starts = np.cumsum([0, *self._sizes[:-1]])
+        self._width = sum(self._sizes)
+
+    def __call__(self, masks: Sequence[Any], idle: np.ndarray | None = None) -> np.ndarray:
+        """Masks (B, Σ choices).
+
+        :param masks: B of them, of anything that is true or false
+        :param idle: rows that nobody acts in, (B,), and that need not allow anything
+        :raises ValueError: for a mask of another length, by row
+        :raises NoActionAllowed: by row and dimension
+        """
+        read = self._rows(masks)
+        if idle is not None:
+            read[idle] = True
+        if len(self._sizes) == 1:
+            possible = read.any(axis=1, keepdims=True)
+        else:
+            possible = np.logical_or.reduceat(read, self._starts, axis=1)
+        if np.count_nonzero(possible) < possible.size:
+            row, dimension = np.argwhere(~possible)[0]
+            where = "" if len(self._sizes) == 1 else f" in dimension {dimension}"
+            count = f"none of the {self._sizes[dimension]} choices{where}"
+            raise NoActionAllowed(f"the action mask of {self._whose} {row} allows {count} of {self._space}")
+        return read
+
+    def _rows(self, masks: Sequence[Any]) -> np.ndarray:
+        try:
+            read = np.array(masks, dtype=bool).reshape(len(masks), -1)
+            if read.shape[1] == self._width:
+                return read
+        except ValueError:
+            pass  # of different lengths
+        lengths = [np.size(mask) for mask in masks]
+        row = next(i for i, length in enumerate(lengths) if length != self._width)
+        expected = f"the action mask of {self._whose} {row} must have {self._width} entries for {self._space}"
+        raise ValueError(f"{expected}, got {lengths[row]}")
+
+
 def allowed_action(space: spaces.Space, action: Any, mask: Any) -> Any:
     """An action, or the next one that is allowed: in each dimension the next choice, counted round; of a Box, any."""
     if isinstance(space, spaces.Box):
         return action
     sizes, choices = choices_of(space), np.array(action)
-    (mask,) = read_masks(space, [mask], "environment")
+    (mask,) = MaskReader(space, "environment")([mask])
     flat = choices.reshape(-1)
     for d, block in enumerate(np.split(mask, np.cumsum(sizes)[:-1])):
         flat[d] = (flat[d] + int(np.argmax(np.roll(block, -int(flat[d]))))) % sizes[d]
     return choices[()]
-
-
-def read_masks(space: spaces.Space, masks: Iterable[Any], whose: str, idle: np.ndarray | None = None) -> np.ndarray:
-    """Masks as environments or users give them, checked, (B, Σ choices).
-
-    :param masks: B of them, of anything that is true or false
-    :param whose: what row number i stands for, as in "environment i", for errors
-    :param idle: rows that nobody acts in, (B,), and that need not allow anything
-    :raises ValueError: for a mask of another length, by row
-    :raises NoActionAllowed: by row and dimension
-    """
-    sizes = choices_of(space)
-    rows = [np.asarray(mask, dtype=bool).reshape(-1) for mask in masks]
-    for i, row in enumerate(rows):
-        if len(row) != sum(sizes):
-            raise ValueError(f"the action mask of {whose} {i} must have {sum(sizes)} entries for {space}, got {len(row)}")
-    read = np.stack(rows)
-    if idle is not None:
-        read[idle] = True
-    starts = np.cumsum([0, *sizes[:-1]])
-    possible = np.logical_or.reduceat(read, starts, axis=1)
-    if np.count_nonzero(possible) < possible.size:
-        row, dimension = np.argwhere(~possible)[0]
-        where = "" if len(sizes) == 1 else f" in dimension {dimension}"
-        count = f"none of the {sizes[dimension]} choices{where}"
-        raise NoActionAllowed(f"the action mask of {whose} {row} allows {count} of {space}")
-    return read
 
 
 def allowed_outputs(outputs: Any, masks: Any, where: Callable[..., Any]) -> Any:

@@ -21,7 +21,7 @@ FLOORS = [
     r"trust_region|kl_penalty|policy_problem|old_policy|critic|critic\..*|sampling\..*",
     r"update|batch_statistics",
     r"algorithms\..*",
-    r"zoo\..*|plots|logs|testing|zoo|lab\..*|lab",
+    r"zoo\..*|plots|logs|evaluation|testing|zoo|lab\..*|lab",
 ]
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo_ext.masks import NoActionAllowed, call_masked, masked, read_masks
+from sb3_trpo_ext.masks import MaskReader, NoActionAllowed, call_masked, masked
 from sb3_trpo_ext.objectives import EntropyBonus, SinglePathSurrogate
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.standard_policies import fixed_features, mlp_actor
@@ -151,10 +151,10 @@ def test_policies_of_sb3_contrib_become_what_ours_are(space):
 def test_a_mask_that_forbids_everything_is_told_by_environment_and_dimension(space, mask, words):
     good = np.ones(len(mask))
     with pytest.raises(NoActionAllowed, match=words):
-        read_masks(space, [good, mask], "environment")
+        MaskReader(space, "environment")([good, mask])
     with pytest.raises(ValueError, match=r"mask of environment 1 must have \d entries for .*, got 1"):
-        read_masks(space, [good, [True]], "environment")
-    read = read_masks(space, [good, mask], "environment", idle=np.array([False, True]))
+        MaskReader(space, "environment")([good, [True]])
+    read = MaskReader(space, "environment")([good, mask], np.array([False, True]))
     assert read.all() and read.dtype == bool
 
 

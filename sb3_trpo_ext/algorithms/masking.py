@@ -19,13 +19,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.checks import require, require_choice
-from sb3_trpo_ext.masks import METHOD, call_masked, has_masks, masked, read_masks, takes_masks
+from sb3_trpo_ext.masks import METHOD, MaskReader, call_masked, has_masks, masked, takes_masks
 from sb3_trpo_ext.observations import length
 from sb3_trpo_ext.sampling.actor import Observation, usable
 from sb3_trpo_ext.standard_policies import overrides
 
 UseMasking = Literal["auto"] | bool
-MaskReader = Callable[[Observation, np.ndarray | None], th.Tensor]
+AskForMasks = Callable[[Observation, np.ndarray | None], th.Tensor]
 """Observations (E, ·), and in which environments nobody acts (E,) ↦ masks (E, Σ choices)."""
 
 MASKABLE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -103,7 +103,7 @@ class WithMasks(OnPolicyAlgorithm):
         finally:
             self._use_masking_now = None
 
-    def _mask_reader(self, env: VecEnv) -> MaskReader | None:
+    def _mask_reader(self, env: VecEnv) -> AskForMasks | None:
         """What asks for the masks of a rollout, None for one without.
 
         :raises ValueError: where masking is a must and there are no masks
@@ -117,19 +117,18 @@ class WithMasks(OnPolicyAlgorithm):
                 )
             return None
 
-        def read(observations: Observation, idle: np.ndarray | None) -> th.Tensor:
-            masks = None
-            if self._env_has_masks:
-                masks = read_masks(self.action_space, env.env_method(METHOD), "environment", idle)
-            if self._observations_say:
-                seen = obs_as_tensor(usable(observations), self.device)
-                masks = self._masks_seen(seen, masks, "environment", idle)
+        read, say, has_masks = MaskReader(self.action_space, "environment"), self._observations_say, self._env_has_masks
+
+        def ask(observations: Observation, idle: np.ndarray | None) -> th.Tensor:
+            masks = read(env.env_method(METHOD), idle) if has_masks else None
+            if say:
+                masks = self._masks_seen(obs_as_tensor(usable(observations), self.device), masks, read, idle)
             return th.as_tensor(masks)
 
-        return read
+        return ask
 
     def _masks_seen(
-        self, observations: PyTorchObs, further: np.ndarray | None, whose: str, idle: np.ndarray | None = None
+        self, observations: PyTorchObs, further: np.ndarray | None, read: MaskReader, idle: np.ndarray | None = None
     ) -> np.ndarray | None:
         """What observations allow and further masks do too."""
         with th.no_grad():
@@ -137,7 +136,7 @@ class WithMasks(OnPolicyAlgorithm):
         if allowed is None:
             return further
         masks = allowed.bool().cpu().numpy()
-        return read_masks(self.action_space, masks if further is None else masks & further, whose, idle)
+        return read(masks if further is None else masks & further, idle)  # type: ignore[arg-type]
 
     def _allowed_part(self, distribution: Distribution, observations: PyTorchObs, samples: Any) -> Distribution:
         """A distribution on these observations, kept to what they allow.
@@ -179,13 +178,11 @@ class WithMasks(OnPolicyAlgorithm):
         return call_masked(self.policy, "predict", masks, observation, state, episode_start, deterministic)
 
     def _masks_to_predict(self, observation: Any, given: Any, says: bool) -> th.Tensor | None:
-        seen = self.policy.obs_to_tensor(observation)[0]
-        masks = None
-        if given is not None:
-            require("action_masks", given, isinstance(self.action_space, MASKABLE), f"None for {self.action_space}")
-            masks = read_masks(self.action_space, np.reshape(given, (length(seen), -1)), "observation")
+        require("action_masks", given, isinstance(self.action_space, MASKABLE), f"None for {self.action_space}")
+        seen, read = self.policy.obs_to_tensor(observation)[0], MaskReader(self.action_space, "observation")
+        masks = None if given is None else read(np.reshape(given, (length(seen), -1)))  # type: ignore[arg-type]
         if says:
-            masks = self._masks_seen(seen, masks, "observation")
+            masks = self._masks_seen(seen, masks, read)
         return None if masks is None else th.as_tensor(masks)
 
     def _excluded_save_params(self) -> list[str]:

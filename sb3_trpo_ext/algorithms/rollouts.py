@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo_ext.algorithms.masking import MaskReader
+from sb3_trpo_ext.algorithms.masking import AskForMasks
 from sb3_trpo_ext.checks import warn_user
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, Observation
 from sb3_trpo_ext.sampling.agent import Agent
@@ -40,7 +40,7 @@ class Collector(Protocol):
     @property
     def agent(self) -> Agent: ...
 
-    def _mask_reader(self, env: VecEnv) -> MaskReader | None: ...
+    def _mask_reader(self, env: VecEnv) -> AskForMasks | None: ...
 
     @property
     def logger(self) -> Logger: ...
