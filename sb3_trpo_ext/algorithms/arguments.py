@@ -16,6 +16,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.checks import constant_of, default_of, require, require_choice, require_count, require_real, warn_user
+from sb3_trpo_ext.masks import choices_of
 from sb3_trpo_ext.standard_policies import has_parameters
 
 CriticChoice = Literal["auto", "gauss_newton", "adam", "none"]
@@ -94,6 +95,17 @@ def averaged_dimensions(action_space: spaces.Space) -> int:
     """The action dimensions over which sb3_contrib averages its KL, and the paper sums."""
     averaged = isinstance(action_space, (spaces.Box, spaces.MultiBinary))
     return get_action_dim(action_space) if averaged else 1
+
+
+def uniform_curvature(action_space: spaces.Space) -> float:
+    """Of the KL in a logit of the uniform policy, p(1 − p), against that of two choices; the mean over dimensions.
+
+    Damping is to F what it is with two choices if it is scaled by this. With many choices, of which masks leave some,
+    it would otherwise outweigh F, and the step be that of the plain gradient.
+    """
+    # one of a single choice has none at all
+    sizes = [n for n in choices_of(action_space) if n > 1] or [2]
+    return sum(4.0 * (n - 1) / n**2 for n in sizes) / len(sizes)
 
 
 class PolicyOfObservations(ActorCriticPolicy):

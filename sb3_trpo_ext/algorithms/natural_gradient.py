@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trpo_ext.algorithms.archives import SB3_CONTRIB_SETTINGS
-from sb3_trpo_ext.algorithms.arguments import Derived, averaged_dimensions
+from sb3_trpo_ext.algorithms.arguments import Derived, averaged_dimensions, uniform_curvature
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.checks import (
     positive_interval,
@@ -76,7 +76,8 @@ class NaturalGradientExt(OnPolicyExt):
     def _setup_model(self) -> None:
         d = averaged_dimensions(self.action_space) if self.kl_reduction == "sum" else 1
         self._derive("target_kl", 0.01 * d)
-        self._derive("cg_damping", 0.1 * d)
+        self._look_for_masks()
+        self._derive("cg_damping", 0.1 * d * (uniform_curvature(self.action_space) if self._is_masked else 1.0))
         self.target_kl = schedule_of("target_kl", self.target_kl)
         super()._setup_model()
         # an archive goes on from its radius, unless load() was given another one to start from

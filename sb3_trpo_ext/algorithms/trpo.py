@@ -37,7 +37,8 @@ class TRPOExt(NaturalGradientExt):
     :param batch_size: minibatch size of ``critic="adam"``
     :param gamma: discount factor
     :param cg_max_steps: the most conjugate gradient steps, each one Fisher product
-    :param cg_damping: λ in (F + λI)x = g; None: 0.1 d, or 0.1 with ``kl_reduction="mean"``
+    :param cg_damping: λ in (F + λI)x = g; None: 0.1 d, or 0.1 with ``kl_reduction="mean"``; with masks times the mean of
+        4(n − 1)/n² over dimensions of n choices, which is 1 for two
     :param line_search_shrinking_factor: c: the search tries the fractions 1, c, c², … of the full step
     :param line_search_max_iter: how many fractions to try
     :param n_critic_updates: passes over the rollout of ``critic="adam"``

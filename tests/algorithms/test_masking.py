@@ -80,7 +80,7 @@ def test_no_forbidden_action_is_taken_and_learning_sees_what_acting_saw(space, w
         assert model.actor_path == way
     before = [p.clone() for p in model.policy.parameters()]
     model.learn(3 * 2 * T)  # an action that is not allowed would have been an AssertionError
-    assert sum(model.outcome_counts.values()) == 3 and "faults" not in model.outcome_counts
+    assert model.outcome_counts["accepted"] == 3 and "faults" not in model.outcome_counts
     assert any(not th.equal(p, q) for p, q in zip(before, model.policy.parameters(), strict=True))
     _, callback = model._setup_learn(10**6)
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, T)
@@ -112,7 +112,7 @@ def test_a_mask_among_the_observations_is_read_by_one_method(space):
     env = DummyVecEnv([lambda: limited(Telling(FINITE[space]))] * 2)
     model = model_of(env, Reading, "MultiInputPolicy")
     model.learn(2 * 2 * T)
-    assert model.actor_path == "torch" and sum(model.outcome_counts.values()) == 2
+    assert model.actor_path == "torch" and model.outcome_counts["accepted"] == 2
     # SB3's own helper passes no masks, and needs none
     evaluate_policy(model, Monitor(Telling(FINITE[space])), 2)
     assert not model_of(env, Reading, "MultiInputPolicy", use_masking=False)._is_masked
@@ -185,7 +185,7 @@ def test_branches_keep_to_masks(space, vine):
             blocks = np.split(mask, np.cumsum([3, 2] if space == "multi_discrete" else [2, 2, 2])[:-1])
             count = mask.sum() if space == "discrete" else np.prod([block.sum() for block in blocks])
             np.testing.assert_allclose(first.log_proposal[n], -np.log(count))
-    assert sum(model.outcome_counts.values()) == 1
+    assert model.outcome_counts["accepted"] == 1
 
 
 # -- when, and what is refused ---------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_archives_of_maskable_ppo_load_and_train(space, algorithm, tmp_path):
     actions = [m.predict(obs, deterministic=True, action_masks=np.stack(masks))[0] for m in (theirs, ours)]
     assert np.array_equal(*actions)
     ours.learn(T)
-    assert ours._is_masked and sum(ours.outcome_counts.values()) == 1
+    assert ours._is_masked and ours.outcome_counts["accepted"] == 1
 
 
 def test_a_buffer_with_further_fields_can_be_copied_and_pickled():
@@ -343,3 +343,23 @@ def test_masking_makes_a_hard_task_easy():
     model = model_of(Monitor(OneWay()))
     assert evaluate_maskable(model, Monitor(OneWay()), 3)[0] == 10.0
     assert evaluate_maskable(model, Monitor(OneWay()), 3, use_masking=False)[0] < 5.0
+
+
+@pytest.mark.parametrize(
+    "space, share",
+    [
+        (spaces.Discrete(2), 1.0),
+        (spaces.Discrete(10), 0.36),
+        (spaces.MultiDiscrete([2, 10]), 0.68),
+        (spaces.MultiDiscrete([1, 10]), 0.36),
+        (spaces.Discrete(1), 1.0),
+        (spaces.MultiBinary(3), 3.0),
+    ],
+)
+def test_the_default_damping_is_to_the_curvature_what_it_is_with_two_choices(space, share):
+    """p(1 - p) of one among n equally likely choices is (n - 1) / n^2, for two 1/4."""
+    masked, plain = (DummyVecEnv([lambda cls=cls: cls(space)]) for cls in (Picky, Walk))
+    assert model_of(masked).cg_damping == pytest.approx(0.1 * share)
+    dimensions = 3.0 if isinstance(space, spaces.MultiBinary) else 1.0
+    assert model_of(plain).cg_damping == model_of(masked, use_masking=False).cg_damping == 0.1 * dimensions
+    assert model_of(masked, cg_damping=0.2).cg_damping == 0.2
