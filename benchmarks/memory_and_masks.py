@@ -1,13 +1,18 @@
-"""Masked policies beside sb3_contrib's: environment steps per second, and what is learned from as many steps.
+"""Masked and recurrent policies beside sb3_contrib's: environment steps per second, and what is learned.
 
-    python benchmarks/memory_and_masks.py [--quick] [--out DIR] [--part speed|learning]
+    python benchmarks/memory_and_masks.py [--quick] [--out DIR] [--part PART ...]
 
-TRPOExt and MaskablePPO take turns in one process, each with its own default arguments and MlpPolicy, in the same
-environments from the same seeds.
+- ``speed``, ``learning``: TRPOExt and MaskablePPO take turns in one process, each with its own default arguments and
+  MlpPolicy, in the same environments from the same seeds.
+- ``memory_speed``: the same with MlpLstmPolicy as it comes and RecurrentPPO, both with ``n_steps=512``.
+- ``memory_update``: seconds of one update of a recurrent policy, by the steps in its rollout.
+- ``cartpole``: CartPole-v1 without velocities; the return of deterministic episodes, with memory and without.
+- ``pendulum``: Pendulum-v1 without the velocity, beside RecurrentPPO.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +31,14 @@ from _measure import (
     set_up,
     write_json,
 )
-from sb3_contrib import MaskablePPO
+from gymnasium.wrappers import TransformObservation
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiBinary, InvalidActionEnvMultiDiscrete
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy as evaluate_recurrent_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo_ext import TRPOExt
 
@@ -124,24 +132,172 @@ def returns(case: Case, seeds: int, quick: bool) -> dict[str, list[float]]:
     return interleave(turns, seeds, warm_up=False)
 
 
-def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--repeats", type=int, help="turns of each (5; 1 with --quick), which are seeds of learning")
-    parser.add_argument("--part", choices=("speed", "learning"), help="one of the two only")
-    arguments = parser.parse_args()
-    arguments.repeats = arguments.repeats or (1 if arguments.quick else 5)
-    set_up()
+# -- memory ----------------------------------------------------------------------------------------------
+
+HIDDEN = {"CartPole-v1": [0, 2], "Pendulum-v1": [0, 1]}
+"""What is left to see: positions and angles."""
+
+SPEED_BAR, RETURN_BAR, RETURN_WITHOUT_MEMORY = 5.0, 475.0, 200.0
+SMALL = {"lstm_hidden_size": 64}
+EPISODES = 20
+CARTPOLE_TITLE = f"CartPole-v1 without velocities: at least {RETURN_BAR:g}, without memory below {RETURN_WITHOUT_MEMORY:g}"
+PENDULUM_TITLE = "Pendulum-v1 without the velocity"
+
+
+def without_velocities(env: gym.Env) -> gym.Env:
+    seen = HIDDEN[env.spec.id]
+    whole = env.observation_space
+    part = gym.spaces.Box(whole.low[seen], whole.high[seen], dtype=np.float32)
+    return TransformObservation(env, lambda observation: observation[seen], part)
+
+
+def environments(env_id: str, n_envs: int, seed: int) -> Any:
+    return make_vec_env(env_id, n_envs, seed=seed, wrapper_class=without_velocities)
+
+
+# -- memory: speed --------------------------------------------------------------------------------------------
+
+
+def compare_memory_speed(quick: bool) -> list[Comparison]:
+    n_steps, repeats = (64, 1) if quick else (512, 3)
+    comparisons = []
+    for n_envs in (1, 8):
+        n_timesteps = n_steps * n_envs * (2 if quick or n_envs > 1 else 4)
+
+        def turn(algorithm: type[Any], n_envs: int = n_envs, n_timesteps: int = n_timesteps) -> Callable[[int], float]:
+            def steps_per_second(repeat: int) -> float:
+                env = environments("CartPole-v1", n_envs, repeat)
+                model = algorithm("MlpLstmPolicy", env, n_steps=n_steps, seed=repeat, device="cpu")
+                return n_timesteps / seconds(lambda: model.learn(n_timesteps))
+
+            return steps_per_second
+
+        found = interleave({"ours": turn(TRPOExt), "theirs": turn(RecurrentPPO)}, repeats, warm_up=not quick)
+        name = f"CartPole-v1 without velocities, n_envs={n_envs}, n_steps={n_steps}"
+        comparisons.append(
+            Comparison(name, "steps/s", found["ours"], found["theirs"], SPEED_BAR, more_is_better=True, against="RecurrentPPO")
+        )
+    return comparisons
+
+
+def update_seconds(quick: bool) -> dict[int, list[float]]:
+    """Seconds of one update by ``n_steps``, on rollouts of one policy in one environment."""
+    lengths = (64, 128) if quick else (256, 512, 1024, 2048)
+    found = {}
+    for n_steps in lengths:
+        model = TRPOExt("MlpLstmPolicy", environments("Pendulum-v1", 4, 0), n_steps=n_steps, seed=0, device="cpu")
+        model.learn(4 * n_steps)
+        found[n_steps] = [seconds(model.train) for _ in range(1 if quick else 3)]
+    return found
+
+
+# -- memory: learning -------------------------------------------------------------------------------------------
+
+
+def learned(make: Callable[[Any], Any], env_id: str, seed: int, n_timesteps: int) -> float:
+    """The return of deterministic episodes after learning, observations normalised."""
+    env = VecNormalize(environments(env_id, 8, seed))
+    model = make(env).learn(n_timesteps)
+    unseen = VecNormalize(environments(env_id, 4, 1000 + seed), training=False, norm_reward=False)
+    unseen.obs_rms = env.obs_rms
+    return float(evaluate_recurrent_policy(model, unseen, n_eval_episodes=EPISODES, deterministic=True)[0])
+
+
+def cartpole(quick: bool) -> dict[str, list[float]]:
+    n_timesteps, seeds = (1024, 1) if quick else (100_000, 5)
+    memory, none = {"policy_kwargs": SMALL}, {}
+    return {
+        policy: [
+            learned(
+                lambda env, seed=seed, policy=policy, arguments=arguments: TRPOExt(
+                    policy, env, n_steps=64 if quick else 256, seed=seed, device="cpu", **arguments
+                ),
+                "CartPole-v1",
+                seed,
+                n_timesteps,
+            )
+            for seed in range(seeds)
+        ]
+        for policy, arguments in (("MlpLstmPolicy", memory), ("MlpPolicy", none))
+    }
+
+
+def pendulum(quick: bool) -> dict[str, list[float]]:
+    n_timesteps, seeds = (1024, 1) if quick else (100_000, 3)
+    makers: dict[str, Callable[..., Any]] = {
+        "TRPOExt": lambda env, seed: TRPOExt(
+            "MlpLstmPolicy",
+            env,
+            n_steps=64 if quick else 512,
+            gamma=0.9,
+            target_kl=0.02,
+            seed=seed,
+            device="cpu",
+            policy_kwargs=SMALL,
+        ),
+        "RecurrentPPO": lambda env, seed: RecurrentPPO(
+            "MlpLstmPolicy", env, n_steps=64 if quick else 512, gamma=0.9, seed=seed, device="cpu", policy_kwargs=SMALL
+        ),
+    }
+    return {
+        name: [
+            learned(lambda env, make=make, seed=seed: make(env, seed), "Pendulum-v1", seed, n_timesteps)
+            for seed in range(seeds)
+        ]
+        for name, make in makers.items()
+    }
+
+
+def print_returns(title: str, returns: dict[str, list[float]]) -> None:
+    rows = [(name, ", ".join(f"{value:.0f}" for value in found), Spread.of(found)) for name, found in returns.items()]
+    print_table(title, ("", "returns by seed", "median (min-max)"), rows)
+
+
+PARTS = ("speed", "learning", "memory_speed", "memory_update", "cartpole", "pendulum")
+
+
+def of_masks(arguments: argparse.Namespace) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    if arguments.part != "learning":
+    if "speed" in arguments.part:
         speeds = [compare_speed(case, arguments.repeats, arguments.quick) for case in SPEED]
         print_comparisons("Learning with masks, end to end", speeds)
         content["speed"] = [comparison.as_json() for comparison in speeds]
-    if arguments.part != "speed":
+    if "learning" in arguments.part:
         found = {case.name: returns(case, arguments.repeats, arguments.quick) for case in LEARNING}
         rows = [(name, Spread.of(by[MASKABLE_PPO]), Spread.of(by[OURS])) for name, by in found.items()]
         print_table(f"Return of {STEPS} steps: median (min-max) of seeds", ("", MASKABLE_PPO, OURS), rows)
         content["learning"] = found
-    write_json(arguments.out, "memory_and_masks", arguments, content)
+    return content
+
+
+def of_memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if "memory_speed" in arguments.part:
+        speeds = compare_memory_speed(arguments.quick)
+        print_comparisons("Learning with memory, end to end", speeds)
+        content["memory_speed"] = [comparison.as_json() for comparison in speeds]
+    if "memory_update" in arguments.part:
+        found = update_seconds(arguments.quick)
+        rows = [(n, Spread.of(times), f"{1e6 * min(times) / (4 * n):.0f}") for n, times in found.items()]
+        print_table("Seconds of one update, 4 environments", ("n_steps", "seconds", "least us/step"), rows)
+        content["memory_update"] = found
+    for name, learn, title in (("cartpole", cartpole, CARTPOLE_TITLE), ("pendulum", pendulum, PENDULUM_TITLE)):
+        if name in arguments.part:
+            content[name] = learn(arguments.quick)
+            print_returns(title, content[name])
+    return content
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--repeats", type=int, help="turns of each with masks (5; 1 with --quick), which are seeds of learning"
+    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
+    arguments = parser.parse_args()
+    arguments.repeats = arguments.repeats or (1 if arguments.quick else 5)
+    set_up()
+    write_json(arguments.out, "memory_and_masks", arguments, of_masks(arguments) | of_memory(arguments))
 
 
 if __name__ == "__main__":

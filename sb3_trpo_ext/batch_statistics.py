@@ -12,7 +12,7 @@ from torch import nn
 from sb3_trpo_ext.numerics.averages import Units
 from sb3_trpo_ext.numerics.checkpoint import Copies
 from sb3_trpo_ext.numerics.running_statistics import has_others_with_buffers, layers_with_statistics, take_batch_statistics
-from sb3_trpo_ext.observations import take
+from sb3_trpo_ext.observations import take, take_samples
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.agent import Agent
 
@@ -72,6 +72,11 @@ def _pass_through(agent: Agent, samples: RolloutBufferSamples, units: Units) -> 
 
     @th.no_grad()
     def run(rows: slice) -> None:
+        if agent.recurrence is not None:
+            part = take_samples(samples, rows, units)
+            agent.distribution(part.observations, part)
+            agent.values(part.observations, part)
+            return
         agent.policy.evaluate_actions(take(observations, rows), actions[rows])
 
     return run, units.chunks(agent.states_per_pass(observations))

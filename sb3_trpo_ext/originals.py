@@ -11,7 +11,7 @@ import ast
 import hashlib
 import inspect
 import linecache
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from tokenize import TokenError
 from types import CodeType, FunctionType
@@ -57,18 +57,41 @@ KNOWN = {
 }
 """Fingerprints by full name without ``stable_baselines3.common``, the same from SB3 2.7.0 to 2.9.2."""
 
+KNOWN_OF_CONTRIB = {
+    "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy.forward": "15ba453f37d1",
+    "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy.get_distribution": "06c486f824df",
+    "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy.predict_values": "6743566b18f3",
+    "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy.evaluate_actions": "bef264efe658",
+    "sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy._process_sequence": "c2ec3ee3a632",
+}
+"""Those of sb3_contrib's recurrent policies, the same from sb3_contrib 2.8.0 to 2.9.2."""
+
 _WITHOUT_EFFECT = frozenset({"annotation", "returns", "type_comment", "type_params", "ctx", "kind"})
 
 
 def differs_from_sb3(thing: object, names: Iterable[str]) -> bool:
     """Whether any of these methods of ``thing`` is another one than SB3 came with."""
+    return _differs(thing, names, is_original)
+
+
+def differs_from_contrib(policy: object, names: Iterable[str]) -> bool:
+    """Whether any of these methods of a recurrent policy is another one than sb3_contrib and SB3 came with."""
+    return _differs(policy, names, lambda function: is_original(function) or is_of_contrib(function))
+
+
+def _differs(thing: object, names: Iterable[str], is_known: Callable[[Any], bool]) -> bool:
     of_instance = getattr(thing, "__dict__", {})
-    return any(name in of_instance or not is_original(getattr(type(thing), name, None)) for name in names)
+    return any(name in of_instance or not is_known(getattr(type(thing), name, None)) for name in names)
 
 
 def is_original(function: Any) -> bool:
     """Whether this function is one of ``KNOWN``."""
     return isinstance(function, FunctionType) and _is_known(name_of(function), function.__code__)
+
+
+def is_of_contrib(function: Any) -> bool:
+    """Whether this function is one of ``KNOWN_OF_CONTRIB``."""
+    return isinstance(function, FunctionType) and _is_known_of_contrib(name_of(function), function.__code__)
 
 
 def name_of(function: FunctionType) -> str:
@@ -79,6 +102,11 @@ def name_of(function: FunctionType) -> str:
 @lru_cache(maxsize=1024)
 def _is_known(name: str, code: CodeType) -> bool:
     return name in KNOWN and fingerprint(code) == KNOWN[name]
+
+
+@lru_cache(maxsize=64)
+def _is_known_of_contrib(name: str, code: CodeType) -> bool:
+    return name in KNOWN_OF_CONTRIB and fingerprint(code) == KNOWN_OF_CONTRIB[name]
 
 
 def fingerprint(code: CodeType) -> str | None:

@@ -30,6 +30,8 @@ from sb3_trpo_ext.steps import Evaluation
 
 FisherChoice = Literal["auto", "gauss_newton", "hessian", "empirical", "identity"]
 KLReduction = Literal["sum", "mean"]
+Linearize = Callable[[Rows, FlatParameters], Linearization]
+"""The Jacobian of some outputs on these states in some parameters, at their present values."""
 
 
 class MinibatchMeans(NamedTuple):
@@ -61,6 +63,7 @@ class PolicyProblem:
     :param sub_sampling_factor: F averages over every k-th unit; L and the KL keep them all
     :param chunk_size: states in one pass
     :param mlp: the standard actor and its flat inputs (B, in), if the policy has one
+    :param linearize: the Jacobian of the distribution's parameters, if there is a better way than autograd
     :param masks: which choices each state allows, (B, Σ choices), of which the actor's own outputs know nothing
     """
 
@@ -77,6 +80,7 @@ class PolicyProblem:
         sub_sampling_factor: int = 1,
         chunk_size: int = 2**14,
         mlp: tuple[MlpActor, Indexed] | None = None,
+        linearize: Linearize | None = None,
         masks: th.Tensor | None = None,
     ) -> None:
         self._distribution_of = distribution_of
@@ -92,7 +96,7 @@ class PolicyProblem:
         thinned, self._thinned_rows = units.every(sub_sampling_factor)
         self._fisher_average = StateAverage(thinned, chunk_size)
         self._actions = actions
-        self._mlp, self._masks = mlp, masks
+        self._mlp, self._masks, self._linearize = mlp, masks, linearize
         first = slice(0, units.length)
         self._family = family_of(self._without_graph(first))
         if not isinstance(self._family, ParametricFamily):
@@ -204,11 +208,14 @@ class PolicyProblem:
         """The Jacobian in θ of the distribution's parameters."""
         if self._mlp is not None:
             actor, inputs = self._mlp
-            dense = DenseLinearization(actor.network, inputs[rows], self.parameters, free=actor.log_std)
-            if self._masks is not None:
-                dense.outputs = (allowed_outputs(dense.outputs[0], self._masks[rows], th.where),)
-            return dense
-        return GeneralLinearization(lambda: self._outputs(rows), self.parameters)
+            linear: Linearization = DenseLinearization(actor.network, inputs[rows], self.parameters, free=actor.log_std)
+        elif self._linearize is not None:
+            linear = self._linearize(rows, self.parameters)
+        else:
+            return GeneralLinearization(lambda: self._outputs(rows), self.parameters)
+        if self._masks is not None:
+            linear.outputs = (allowed_outputs(linear.outputs[0], self._masks[rows], th.where),)
+        return linear
 
     def _hessian(self, rows: Rows) -> Matvec:
         old = self._old.at_present(rows)

@@ -72,8 +72,10 @@ def has_parameters(module: nn.Module) -> bool:
 
 
 def units(module: nn.Module) -> int:
-    """Outputs of all linear layers of a module."""
-    return sum(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
+    """Outputs of all linear layers of a module, and what an LSTM has in their place."""
+    layers = list(module.modules())
+    dense = sum(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+    return dense + sum(8 * layer.hidden_size * layer.num_layers for layer in layers if isinstance(layer, nn.RNNBase))
 
 
 def is_dense(policy: ActorCriticPolicy) -> bool:
@@ -111,6 +113,11 @@ def mlp_actor(policy: ActorCriticPolicy) -> MlpActor | None:
     # buffers such as running statistics may move
     if network is None or has_parameters(extractor) or next(extractor.buffers(), None) is not None:
         return None
+    return with_outputs_of(policy, network)
+
+
+def with_outputs_of(policy: ActorCriticPolicy, network: DenseNetwork) -> MlpActor | None:
+    """An actor whose network makes means or logits, or None if the policy's distribution is none of SB3's."""
     distribution = policy.action_dist
     if differs_from_sb3(distribution, ("proba_distribution",)):
         return None
@@ -163,13 +170,13 @@ def fixed_features(
     return th.cat([features_of(rows) for rows in chunks_of(n_states, chunk_size)])
 
 
-def _extracts_like_sb3(policy: ActorCriticPolicy) -> bool:
+def extracts_like_sb3(policy: ActorCriticPolicy) -> bool:
     """Whether what ``get_distribution`` and ``predict_values`` call, going round ``extract_features``, is SB3's own."""
     return is_original(getattr(super(ActorCriticPolicy, policy).extract_features, "__func__", None))
 
 
 def _head(policy: ActorCriticPolicy, hidden: str, last: str, forward: str) -> DenseNetwork | None:
-    if calls_like_sb3(policy) or differs_from_sb3(policy, _BEHIND_THE_OUTPUTS) or not _extracts_like_sb3(policy):
+    if calls_like_sb3(policy) or differs_from_sb3(policy, _BEHIND_THE_OUTPUTS) or not extracts_like_sb3(policy):
         return None
     mlp = getattr(policy, "mlp_extractor", None)
     if type(mlp) is not MlpExtractor or differs_from_sb3(mlp, ("forward", forward)):

@@ -24,11 +24,13 @@ from sb3_trpo_ext.numerics.averages import Rows, Units
 from sb3_trpo_ext.numerics.checkpoint import Checkpoint
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.objectives import EntropyBonus, Objective, SinglePathSurrogate, normalize_advantages
-from sb3_trpo_ext.observations import length, take, take_samples
+from sb3_trpo_ext.observations import take
 from sb3_trpo_ext.policy_problem import PolicyProblem
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.budget import unnoticed
+from sb3_trpo_ext.sampling.sequences import distribution_at
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer, vine_surrogate
+from sb3_trpo_ext.sequence_problems import actor_linearization, recurrent_critic_problem
 from sb3_trpo_ext.standard_policies import fixed_features, mlp_actor, mlp_critic
 from sb3_trpo_ext.steps import StepOutcome, StepReport
 
@@ -132,7 +134,7 @@ def policy_problem_of(
         mlp = actor, fixed_features(agent.policy, observations, extractor, chunk_size)
 
     def distribution_of(rows: Rows) -> Distribution:
-        return agent.distribution(take(observations, rows), take_samples(samples, rows, units))
+        return distribution_at(agent, samples, rows, units)
 
     problem = PolicyProblem(
         distribution_of,
@@ -142,10 +144,11 @@ def policy_problem_of(
         agent.policy,
         chunk_size=chunk_size,
         mlp=mlp,
+        linearize=actor_linearization(agent, samples, units),
         masks=getattr(samples, "action_masks", None) if agent.masked else None,
         **curvature,
     )
-    if mlp is None:
+    if mlp is None and agent.recurrence is None:
         warn_of_randomness(lambda: distribution_of(units.chunks(_SOME_STATES)[0]))
     return problem
 
@@ -202,14 +205,15 @@ def critic_problem_of(
     """
     policy, observations = agent.policy, samples.observations
     chunk_size = agent.states_per_pass(observations)
+    if agent.recurrence is not None:
+        return recurrent_critic_problem(agent, agent.recurrence, samples, units, policy_parameters, chunk_size)
     network = None if agent.own_values else mlp_critic(policy, policy_parameters)
 
     def values_of(rows: Any) -> th.Tensor:
         return agent.values(take(observations, rows))
 
     if network is not None:
-        own = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
-        parameters = FlatParameters(p for p in policy.parameters() if id(p) in own)
+        parameters = network.parameters_in(policy)
         mlp = network, fixed_features(policy, observations, policy.vf_features_extractor, chunk_size)
     else:
         values = ((values_of(rows),) for rows in units.chunks(chunk_size))
@@ -217,11 +221,6 @@ def critic_problem_of(
         mlp = None
     head = getattr(policy, "value_net", None)
     return CriticProblem(values_of, samples.returns, parameters, chunk_size=chunk_size, mlp=mlp, head=head, units=units)
-
-
-def units_of(samples: RolloutBufferSamples) -> Units:
-    """States that count 1 each, all of a rollout."""
-    return Units(length(samples.observations))
 
 
 @th.no_grad()

@@ -11,14 +11,16 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 
 from sb3_trpo_ext.algorithms.arguments import CriticChoice
 from sb3_trpo_ext.algorithms.masking import WithMasks
+from sb3_trpo_ext.algorithms.memory import WithMemory
 from sb3_trpo_ext.observations import length
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.context import Context
+from sb3_trpo_ext.sampling.recurrent_actor import Remembering
 from sb3_trpo_ext.standard_policies import overrides
 
 
-class WithAgent(WithMasks):
+class WithAgent(WithMasks, WithMemory):
     """An SB3 algorithm that sees its policy through two methods, which subclasses may override."""
 
     critic: CriticChoice
@@ -32,16 +34,25 @@ class WithAgent(WithMasks):
     ) -> Distribution:
         """π_θ(·|s) on a batch of observations. Every distribution, acting included, is made here.
 
-        :param observations: (B, ·)
+        :param observations: (B, ·); sequence after sequence for a policy with memory
         :param samples: the transitions that the observations belong to, with whatever further fields the rollout
             buffer has; when acting a :class:`~sb3_trpo_ext.sampling.context.Context`, None where it would be empty
         """
+        recurrence = self._recurrence
+        if recurrence is not None:
+            return self._allowed_part(recurrence.distribution(observations, samples), observations, samples)
         return self._allowed_part(self.policy.get_distribution(observations), observations, samples)
 
-    def predict_values(self, observations: PyTorchObs) -> th.Tensor:
-        """V(s) on a batch of observations, (B, 1); zero without a critic."""
+    def predict_values(self, observations: PyTorchObs, samples: RolloutBufferSamples | Context | None = None) -> th.Tensor:
+        """V(s) on a batch of observations, (B, 1); zero without a critic.
+
+        :param samples: as for :meth:`action_distribution`, if the policy has memory
+        """
         if self.critic == "none":
             return th.zeros(length(observations), 1, device=self.device)
+        recurrence = self._recurrence
+        if recurrence is not None:
+            return recurrence.values(observations, samples)
         return self.policy.predict_values(observations)
 
     @property
@@ -60,6 +71,7 @@ class WithAgent(WithMasks):
             values_at_each_step=self.values_at_each_step,
             chunk_size=self.chunk_size,
             masked=self._is_masked,
+            recurrence=self._recurrence,
             sde_sample_freq=self.sde_sample_freq if self.use_sde else None,
             measured=self._measured,
         )
@@ -80,8 +92,8 @@ class WithAgent(WithMasks):
         """
         return self._make_actor(self.rollout_buffer).path
 
-    def _make_actor(self, rollout_buffer: RolloutBuffer) -> Actor:
-        return self.agent.rollout_actor(rollout_buffer)
+    def _make_actor(self, rollout_buffer: RolloutBuffer, rollout: Remembering | None = None) -> Actor:
+        return self.agent.rollout_actor(rollout_buffer, rollout or self._remembered)
 
     def _make_branch_actor(self) -> BranchActor:
         return self.agent.branch_actor(self.n_envs)

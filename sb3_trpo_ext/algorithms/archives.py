@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_trpo_ext.algorithms.arguments import (
     CRITIC_FOLLOWS,
+    CRITIC_STEPS_FOLLOW,
     Derived,
     critic_of_keywords,
 )
@@ -128,7 +129,7 @@ class WithArchives(OnPolicyAlgorithm):
     foreign_settings: ClassVar[dict[str | None, dict[str, Any]]] = {}
     """Attributes that a foreign archive gets when it is loaded, by :func:`saved_by`."""
 
-    derived_from: ClassVar[dict[str, Derived]] = {"critic": CRITIC_FOLLOWS}
+    derived_from: ClassVar[dict[str, Derived]] = {"critic": CRITIC_FOLLOWS, "critic_steps": CRITIC_STEPS_FOLLOW}
     """Arguments that follow from others unless given."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

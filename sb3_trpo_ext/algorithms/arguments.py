@@ -54,6 +54,7 @@ class Arguments(Protocol):
     critic_cg_steps: int
     chunk_size: int | None
     initial_std: float | None
+    derived_arguments: dict[str, Any]
 
     def keywords_without_effect(self) -> dict[str, tuple[str, ...]]: ...
 
@@ -89,6 +90,7 @@ class Derived(NamedTuple):
 
 
 CRITIC_FOLLOWS = Derived("auto", (*_ADAM_KEYWORDS, *_GAUSS_NEWTON_KEYWORDS))
+CRITIC_STEPS_FOLLOW = Derived(3, ())
 
 
 def averaged_dimensions(action_space: spaces.Space) -> int:
@@ -171,6 +173,13 @@ def critic_of_features(model: Arguments) -> CriticChoice:
     if model.critic == "auto":
         return "adam" if has_parameters(model.policy.vf_features_extractor) else "gauss_newton"
     return model.critic
+
+
+def takes_one_critic_step(model: Arguments) -> bool:
+    """``critic="auto"`` takes one Gauss-Newton step where the critic has an LSTM of its own: products through time
+    cost more than the further steps bring."""
+    is_chosen = model.critic == "gauss_newton" and "critic" in model.derived_arguments
+    return is_chosen and getattr(model.policy, "lstm_critic", None) is not None
 
 
 def initial_std_without_effect(model: Arguments) -> dict[str, tuple[str, ...]]:

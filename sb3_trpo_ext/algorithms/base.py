@@ -34,6 +34,7 @@ from sb3_trpo_ext.checks import with_keywords_of
 from sb3_trpo_ext.critic import AdamSettings, CriticProblem, CriticReport, GaussNewtonSettings, fit_critic
 from sb3_trpo_ext.numerics.parameters import FlatParameters, frozen
 from sb3_trpo_ext.policy_problem import PolicyProblem
+from sb3_trpo_ext.sampling.sequences import units_of
 from sb3_trpo_ext.sampling.vine import effective_sample_size_now
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.steps import StepReport
@@ -42,7 +43,6 @@ from sb3_trpo_ext.update import (
     objectives_of,
     policy_problem_of,
     require_known_kl,
-    units_of,
     update,
     warn_of_unheld,
 )
@@ -153,9 +153,12 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
             self.policy_class = rules.policy_of_observations(self.observation_space)
         self.rollout_buffer_class = rules.class_of(self.rollout_buffer_class)
         super()._setup_model()
+        self._begin_without_memory()
         require_known_kl(self.agent)
         rules.set_initial_std(self)
         self._derive("critic", rules.critic_of_features(self))
+        if rules.takes_one_critic_step(self):
+            self._derive("critic_steps", 1)
         if self.critic == "none":
             # with V = 0 and λ = 1 the advantage is the discounted return itself
             self.rollout_buffer.gae_lambda = 1.0
@@ -204,7 +207,7 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
     def train(self) -> None:
         """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
         self._update_learning_rate(self.policy.optimizer)
-        samples = next(iter(self.rollout_buffer.get(batch_size=None)))
+        samples = self._samples()
         self.report = None
         fault = self._watch.fault_in(self.rollout_buffer, samples)
         if fault is None:

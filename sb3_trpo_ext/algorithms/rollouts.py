@@ -16,11 +16,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.algorithms.masking import AskForMasks
 from sb3_trpo_ext.checks import warn_user
+from sb3_trpo_ext.recurrence import Memory
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, Observation
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.agreement import disagreement
 from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.sampling.noise import branch_generator
+from sb3_trpo_ext.sampling.recurrent_actor import Remembering
 from sb3_trpo_ext.sampling.single_path import collect_single_path
 from sb3_trpo_ext.sampling.vine import collect_vine
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
@@ -36,6 +38,8 @@ class Collector(Protocol):
     _has_told_of_disagreement: bool
     _last_obs: Any
     _last_episode_starts: Any
+    _last_lstm_states: Any
+    _memory_at_start: Any
 
     @property
     def agent(self) -> Agent: ...
@@ -45,7 +49,7 @@ class Collector(Protocol):
     @property
     def logger(self) -> Logger: ...
 
-    def _make_actor(self, rollout_buffer: RolloutBuffer) -> Actor: ...
+    def _make_actor(self, rollout_buffer: RolloutBuffer, rollout: Remembering | None = None) -> Actor: ...
 
     def _make_branch_actor(self) -> BranchActor: ...
 
@@ -59,7 +63,7 @@ def collect(algorithm: Collector, env: VecEnv, callback: BaseCallback, buffer: R
     agent, rollout = algorithm.agent, CallbackRollout(algorithm, env, callback, buffer, n_rollout_steps)
 
     def make_actor() -> Actor:
-        return algorithm._make_actor(buffer)
+        return algorithm._make_actor(buffer, rollout)
 
     if isinstance(buffer, VineRolloutBuffer):
         rng = branch_generator(algorithm.seed, algorithm._n_updates, algorithm.num_timesteps)
@@ -106,7 +110,16 @@ class CallbackRollout:
             return None
         return Context(action_masks=self._read_masks(observations, None if idle is None else idle()))
 
+    @property
+    def memory(self) -> Memory:
+        return self._algorithm._last_lstm_states
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self._algorithm._last_lstm_states = memory
+
     def begins(self) -> None:
+        self._algorithm._memory_at_start = self._algorithm._last_lstm_states
         self._callback.on_rollout_start()
 
     def stepped(self, found: dict[str, Any]) -> bool:

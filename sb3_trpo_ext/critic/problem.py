@@ -57,6 +57,7 @@ class CriticProblem:
     :param chunk_size: states in one pass
     :param units: what the batch consists of; None: states that count 1 each
     :param mlp: V as a dense network on fixed inputs (B, in), if that is what it is
+    :param linearize: the Jacobian of V, if there is a better way than autograd
     :param head: the module that V is the output of, if known
     """
 
@@ -69,6 +70,7 @@ class CriticProblem:
         chunk_size: int = 2**14,
         mlp: tuple[DenseNetwork, Indexed] | None = None,
         units: Units | None = None,
+        linearize: Callable[[Rows, FlatParameters], Linearization] | None = None,
         head: nn.Module | None = None,
     ) -> None:
         self.returns = returns
@@ -76,6 +78,7 @@ class CriticProblem:
         self.parameters = parameters
         self._values_of = values_of
         self.mlp = mlp
+        self._linearize = linearize
         self._average = StateAverage(self.units, chunk_size)
         self._head = head
 
@@ -158,4 +161,6 @@ class CriticProblem:
         if self.mlp is not None:
             network, inputs = self.mlp
             return DenseLinearization(network, inputs[rows], self.parameters)
+        if self._linearize is not None:
+            return self._linearize(rows, self.parameters)
         return GeneralLinearization(lambda: (self.values(rows),), self.parameters)

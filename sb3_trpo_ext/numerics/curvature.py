@@ -87,18 +87,10 @@ class AutogradLinearization:
 
     def vjp(self, u: Outputs) -> th.Tensor:
         cotangents = [part for part, reached in zip(u, self._reached, strict=True) if reached]
-        return self._parameters.flatten(
-            th.autograd.grad(
-                self._outputs,
-                self._parameters.tensors,
-                grad_outputs=cotangents,
-                retain_graph=True,
-                allow_unused=True,
-            )
-        )
+        return pulled_back(self._outputs, self._parameters, cotangents)
 
     def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
-        return _estimated_block_squares(self, self._parameters, weights)
+        return estimated_block_squares(self, self._parameters, weights)
 
 
 class DifferenceLinearization:
@@ -127,7 +119,7 @@ class DifferenceLinearization:
             return self._parameters.gradient(th.stack(products).sum())
 
     def block_squares(self, weights: th.Tensor | None = None) -> th.Tensor:
-        return _estimated_block_squares(self, self._parameters, weights)
+        return estimated_block_squares(self, self._parameters, weights)
 
 
 class GeneralLinearization:
@@ -219,11 +211,17 @@ def hessian_product(scalar_of: Callable[[], th.Tensor], parameters: FlatParamete
     return product
 
 
+def pulled_back(outputs: Sequence[th.Tensor], parameters: FlatParameters, u: Sequence[th.Tensor]) -> th.Tensor:
+    """Jᵀu (P,) of outputs with a graph, which is kept."""
+    gradients = th.autograd.grad(outputs, parameters.tensors, grad_outputs=u, retain_graph=True, allow_unused=True)
+    return parameters.flatten(gradients)
+
+
 def _random_signs(outputs: Outputs, generator: th.Generator) -> Outputs:
     return tuple(th.randint(0, 2, output.shape, generator=generator, device="cpu").to(output) * 2 - 1 for output in outputs)
 
 
-def _estimated_block_squares(linearization: Linearization, parameters: FlatParameters, weights: th.Tensor | None) -> th.Tensor:
+def estimated_block_squares(linearization: Linearization, parameters: FlatParameters, weights: th.Tensor | None) -> th.Tensor:
     """‖Jᵀu‖² of random signs u times √w, tensor by tensor: its mean is the sum of squares (Hutchinson 1989).
 
     Which sign a state gets goes by its place in its chunk: chunks, padding and shares of a group change the error of the

@@ -72,6 +72,11 @@ class DenseNetwork:
     def parameters(self) -> list[th.Tensor]:
         return [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
 
+    def parameters_in(self, module: nn.Module) -> FlatParameters:
+        """Those that take gradients, in the order that a module has them in."""
+        own = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+        return FlatParameters(parameter for parameter in module.parameters() if id(parameter) in own)
+
     def __call__(self, inputs: th.Tensor) -> th.Tensor:
         """Outputs (B, out) for inputs (B, in), with a graph if autograd is on."""
         activations = inputs
@@ -134,9 +139,12 @@ class DenseLinearization:
             self.outputs = (self._activations[-1], self._free.detach().expand(len(inputs), -1))
 
     @th.no_grad()
-    def jvp(self, v: th.Tensor) -> Outputs:
+    def jvp(self, v: th.Tensor, tangent: th.Tensor | None = None) -> Outputs:
+        """v ↦ Jv.
+
+        :param tangent: of the inputs, (B, in), where they are held by others
+        """
         parts = self._parameters.split(v)
-        tangent: th.Tensor | None = None
         for i, layer in enumerate(self._layers):
             weight_slot, bias_slot = self._slots[i]
             work = self._work[i]

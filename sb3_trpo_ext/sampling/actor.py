@@ -15,21 +15,18 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common import policies
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo_ext.masks import allowed_outputs, call_masked
-from sb3_trpo_ext.originals import differs_from_sb3, is_original
-from sb3_trpo_ext.sampling.choices import Checks, Choices
+from sb3_trpo_ext.sampling.choices import Checks
 from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.sampling.heads import head_of
 from sb3_trpo_ext.sampling.noise import NoiseInBlocks, noise_ahead
 from sb3_trpo_ext.sampling.numpy_activations import NUMPY_ACTIVATIONS, numpy_activation
+from sb3_trpo_ext.sampling.vectors import acts_on_vectors, encoder
 from sb3_trpo_ext.standard_policies import MlpActor, mlp_actor
 
 LARGEST_USABLE = 1e18
@@ -48,6 +45,8 @@ class Acted(NamedTuple):
     log_probs: th.Tensor | None = None
     states: PyTorchObs | None = None
     """The observations as the policy saw them."""
+    memory: Any = None
+    """What a policy with memory remembers afterwards."""
 
 
 class Actor(Protocol):
@@ -108,7 +107,7 @@ class NumpyActor:
         head = head_of(actor.distribution)
         assert head is not None, "an MlpActor has one of SB3's own distributions"
         self._head = head
-        self._encode = _encoder(observation_space)
+        self._encode = encoder(observation_space)
         self._layers = []
         for layer in actor.network.layers:
             weight = np.array(layer.weight.detach().cpu().numpy().T, order="C")
@@ -141,6 +140,9 @@ class NumpyActor:
         """Means or logits (E, ·); overwritten by the next call."""
         x = self._inputs
         self._encode(usable(observation), x)
+        return self._through_layers(x)
+
+    def _through_layers(self, x: np.ndarray) -> np.ndarray:
         for weight, bias, activation, out in self._layers:
             x.dot(weight, out)
             np.add(out, bias, out)
@@ -258,41 +260,16 @@ class SB3Actor:
         return Acted(actions.cpu().numpy(), values, log_probs, states)
 
 
-def acts_on_vectors(policy: ActorCriticPolicy) -> bool:
-    """Whether SB3's preprocessing of this observation space is a cast or a one-hot encoding, then flattened."""
-    space, extractor = policy.observation_space, policy.pi_features_extractor
-    if type(extractor) is not FlattenExtractor or differs_from_sb3(extractor, ("forward",)):
-        return False
-    if not is_original(policies.preprocess_obs):
-        return False
-    if isinstance(space, spaces.Box):
-        return not (policy.normalize_images and is_image_space(space))
-    return isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
-
-
 def numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> NumpyActor | None:
     """The fast actor for this policy, or None if the policy is not one that it stands for."""
     actor = mlp_actor(policy)
-    if actor is None or head_of(actor.distribution) is None or not acts_on_vectors(policy):
-        return None
-    if any(layer.activation is not None and type(layer.activation) not in NUMPY_ACTIVATIONS for layer in actor.network.layers):
+    if actor is None or not acts_in_numpy(policy, actor):
         return None
     return NumpyActor(actor, policy.observation_space, policy.action_space, n_envs)
 
 
-def _encoder(space: spaces.Space) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Writes observations (E, ·) as network inputs (E, in): SB3's preprocessing, flattened."""
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        choices = Choices(space)
-        offsets = np.cumsum(choices.sizes) - choices.sizes
-
-        def one_hot(observation: np.ndarray, inputs: np.ndarray) -> None:
-            inputs.fill(0.0)
-            np.put_along_axis(inputs, choices.rows(observation) + offsets, 1.0, axis=1)
-
-        return one_hot
-
-    def cast(observation: np.ndarray, inputs: np.ndarray) -> None:
-        inputs[...] = observation.reshape(inputs.shape)
-
-    return cast
+def acts_in_numpy(policy: ActorCriticPolicy, actor: MlpActor) -> bool:
+    """Whether NumPy has all that an actor on vectors is made of."""
+    if head_of(actor.distribution) is None or not acts_on_vectors(policy):
+        return False
+    return all(layer.activation is None or type(layer.activation) in NUMPY_ACTIVATIONS for layer in actor.network.layers)

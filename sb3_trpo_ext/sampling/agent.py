@@ -13,10 +13,15 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_trpo_ext.observations import length
 from sb3_trpo_ext.originals import differs_from_sb3
+from sb3_trpo_ext.recurrence import Recurrence
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, SB3Actor, TorchActor, numpy_actor
 from sb3_trpo_ext.sampling.budget import states_per_pass
 from sb3_trpo_ext.sampling.buffers import adds_like_sb3
+from sb3_trpo_ext.sampling.context import Context
+from sb3_trpo_ext.sampling.recurrent_actor import RecurrentBranchActor, Remembering, StepwiseActor, recurrent_numpy_actor
+from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
 from sb3_trpo_ext.standard_policies import acts_by_get_distribution, acts_with_masks, calls_like_sb3, has_parameters
 
 
@@ -26,7 +31,7 @@ class Agent:
 
     :param policy: for its networks, spaces and device
     :param distribution: observations (B, ·), and the samples that they belong to or the context if there are any ↦ π(·|s)
-    :param values: observations (B, ·) ↦ V(s), (B, 1)
+    :param values: observations (B, ·), and what a policy with memory needs besides them ↦ V(s), (B, 1)
     :param gamma: discount
     :param own_distribution: whether the policy alone does not say what ``distribution`` is
     :param own_values: whether the policy alone does not say what ``values`` is
@@ -34,13 +39,14 @@ class Agent:
     :param values_at_each_step: whether values and log-probabilities are wanted at each step of a rollout
     :param chunk_size: states in one pass; None: what fits a budget
     :param masked: whether only some choices are allowed, as each context says
+    :param recurrence: of a policy with memory
     :param measured: where what had to be measured is kept, for the next agent of the same policy
     :param sde_sample_freq: steps between two exploration matrices of gSDE, -1 for one a rollout; None without gSDE
     """
 
     policy: ActorCriticPolicy
     distribution: Callable[..., Distribution]
-    values: Callable[[Any], th.Tensor]
+    values: Callable[..., th.Tensor]
     gamma: float
     own_distribution: bool = False
     own_values: bool = False
@@ -48,6 +54,7 @@ class Agent:
     values_at_each_step: bool = False
     chunk_size: int | None = None
     masked: bool = False
+    recurrence: Recurrence | None = None
     sde_sample_freq: int | None = None
     measured: dict[str, int] = field(default_factory=dict)
 
@@ -86,12 +93,22 @@ class Agent:
         """How many states go through the networks at once: ``chunk_size``, or what fits a budget."""
         if self.chunk_size is not None:
             return self.chunk_size
-        return states_per_pass(self.policy, (self.distribution, self.values), observations, self.measured)
+        questions: tuple[Callable[..., Any], ...] = self.distribution, self.values
+        if self.recurrence is not None:
+            questions = tuple(_of_first_states(question, self.recurrence) for question in questions)
+        return states_per_pass(self.policy, questions, observations, self.measured)
 
-    def rollout_actor(self, buffer: RolloutBuffer) -> Actor:
-        """The leanest way of acting that fills this buffer with what SB3's own loop would."""
+    def rollout_actor(self, buffer: RolloutBuffer, rollout: Remembering) -> Actor:
+        """The leanest way of acting that fills this buffer with what SB3's own loop would.
+
+        :param rollout: what it keeps for a policy with memory
+        """
         policy, n_envs = self.policy, buffer.n_envs
         at_each_step = self.values_at_each_step or not adds_like_sb3(buffer)
+        if self.recurrence is not None:
+            at_each_step = at_each_step or isinstance(buffer, VineRolloutBuffer)  # branches go on from what is remembered
+            lean = None if at_each_step or self.own_distribution else recurrent_numpy_actor(self.recurrence, rollout)
+            return lean or self._stepwise_actor(self.recurrence, rollout)
         if self.own_distribution or acts_by_get_distribution(policy) or (self.masked and not acts_with_masks(policy)):
             return TorchActor(self.distribution, policy, n_envs, self.values if at_each_step else None)
         if at_each_step or calls_like_sb3(policy):
@@ -104,6 +121,10 @@ class Agent:
             return self._sb3_actor()
         return TorchActor(self.distribution, policy, n_envs)
 
+    def _stepwise_actor(self, recurrence: Recurrence, rollout: Remembering) -> StepwiseActor:
+        own_distribution = self.distribution if self.own_distribution or self.masked else None
+        return StepwiseActor(recurrence, rollout, own_distribution, self.values if self.own_values else None)
+
     def _sb3_actor(self) -> SB3Actor:
         """With the V that the critic is fitted for, wherever it is another one than SB3's loop would take."""
         has_own = self.own_values or differs_from_sb3(self.policy, ("predict_values",))
@@ -111,5 +132,18 @@ class Agent:
 
     def branch_actor(self, n_envs: int) -> BranchActor:
         """Acts as ``distribution`` says, whatever else the policy overrides."""
+        if self.recurrence is not None:
+            return RecurrentBranchActor(self.recurrence, self.distribution, n_envs)
         fast = None if self.own_distribution else numpy_actor(self.policy, n_envs)
         return fast or TorchActor(self.distribution, self.policy, n_envs)
+
+
+def _of_first_states(question: Callable[..., Any], recurrence: Recurrence) -> Callable[[Any], Any]:
+    """A question to a policy with memory as one about states that begin episodes."""
+
+    def ask(observations: Any) -> Any:
+        n = length(observations)
+        starts = th.ones(n, device=recurrence.policy.device)
+        return question(observations, Context(episode_starts=starts, memory=recurrence.none(n)))
+
+    return ask

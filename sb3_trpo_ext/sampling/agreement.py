@@ -26,7 +26,12 @@ def disagreement(agent: Agent, buffer: RolloutBuffer, algorithm: str) -> str | N
     :param algorithm: its name, for the message
     :return: None where the two are one
     """
-    if agent.own_distribution or not evaluates_by_itself(agent.policy) or not adds_like_sb3(buffer):
+    if (
+        agent.own_distribution
+        or agent.recurrence is not None
+        or not evaluates_by_itself(agent.policy)
+        or not adds_like_sb3(buffer)
+    ):
         return None
     policy, gaps = agent.policy, {"forward": 0.0}
     for rows, states, actions, context in transitions_of(agent, buffer):

@@ -113,7 +113,7 @@ def fields_of(buffer: RolloutBuffer) -> dict[str, np.ndarray]:
     return getattr(buffer, "further_fields", {})
 
 
-def with_fields(samples: Any, **fields: th.Tensor) -> Any:
+def with_fields(samples: Any, **fields: Any) -> Any:
     """A rollout buffer's samples with further fields, or others in place of those that they have."""
     values = {**samples._asdict(), **fields}
     return _samples_of(tuple(values))(**values)

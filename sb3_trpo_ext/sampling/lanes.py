@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_trpo_ext.observations import concatenate, take, tree_map
+from sb3_trpo_ext.observations import concatenate, leaves, take, tree_map
+from sb3_trpo_ext.recurrence import Memory
 from sb3_trpo_ext.sampling.actor import BranchActor, Observation, usable
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.context import Context
 from sb3_trpo_ext.sampling.proposals import FirstActions
+from sb3_trpo_ext.sampling.recurrent_actor import RecurrentBranchActor
 from sb3_trpo_ext.sampling.single_path import stopped_at
 from sb3_trpo_ext.sampling.snapshot import VecSimulator, VecSnapshot
 from sb3_trpo_ext.sampling.vine_buffer import VineRolloutBuffer
@@ -26,6 +28,8 @@ class Lanes:
     """Branches in lockstep: each environment runs one, and gets the next as soon as it ends.
 
     :param snapshots: by the number n of the state; emptied on the way
+    :param states: numbers of the transitions that begin in the states, e T + t, (N,)
+    :param memories: what a policy with memory remembers before each state, N sequences
     """
 
     def __init__(
@@ -37,9 +41,12 @@ class Lanes:
         snapshots: dict[int, VecSnapshot],
         first: FirstActions,
         rng: np.random.Generator,
+        states: np.ndarray,
+        memories: Memory | None,
     ) -> None:
         self._agent, self._simulator, self._buffer, self._actor = agent, simulator, buffer, actor
         self._snapshots, self._first = snapshots, first
+        self._states, self._memories = states, memories
         n_states, n_actions = first.multiplicities.shape
         seeds = rng.integers(SEEDS, size=(2, n_states, n_actions))
         if buffer.common_random_numbers:
@@ -56,7 +63,7 @@ class Lanes:
         self._generators = [th.Generator() for _ in range(n_envs)]
         self._block = min(buffer.branch_length, _NOISE_BLOCK)
         self._noise = np.stack([self._actor.noise((self._block,), generator) for generator in self._generators])
-        self._bootstraps: list[tuple[int, int, float, Any]] = []
+        self._bootstraps: list[tuple[int, int, float, Any, Any]] = []
 
     def run(self, observations: Observation, context_of: Callable[..., Context | None]) -> np.ndarray:
         """Q̂(s_n, a_k), (N, K).
@@ -76,6 +83,8 @@ class Lanes:
                 if np.count_nonzero(row) < len(lanes):
                     for lane in np.flatnonzero((row == 0) & (self._steps > 0)).tolist():
                         self._draw_noise(lane)
+                if self._memories is not None and np.count_nonzero(self._steps) < len(lanes):
+                    observations = self._with_first_states(observations)
                 context = context_of(observations, self._idle)
                 further = () if context is None else (context,)
                 actions = self._actor.act_from(observations, self._noise[lanes, row], *further)
@@ -108,6 +117,10 @@ class Lanes:
         snapshot = self._snapshots.pop(n) if is_last else self._snapshots[n]
         self._simulator.restore(lane, snapshot, seed=self._env_seeds[n][k])
         self._generators[lane].manual_seed(self._noise_seeds[n][k])
+        if self._memories is not None:
+            assert isinstance(self._actor, RecurrentBranchActor)
+            before = self._memories.map(lambda part: part[n : n + 1])
+            self._actor.memory = self._actor.memory.with_row(lane, before)
         self._draw_noise(lane)  # its first row is for the first action, which is not drawn from it
 
     def _draw_noise(self, lane: int) -> None:
@@ -117,6 +130,17 @@ class Lanes:
     def _idle(self) -> np.ndarray:
         """Environments whose action the policy is not asked for: without a branch, or at the first step of one."""
         return (self._steps == 0) | np.array([branch is None for branch in self._branch])
+
+    def _with_first_states(self, observations: Any) -> Any:
+        """With the states that branches begin in, which a policy with memory has to see."""
+        observations = tree_map(np.copy, observations)
+        for lane in np.flatnonzero(self._steps == 0).tolist():
+            branch = self._branch[lane]
+            if branch is not None:
+                env, t = divmod(int(self._states[branch[0]]), self._buffer.buffer_size)
+                for own, stored in zip(leaves(observations), leaves(self._buffer.observations), strict=True):
+                    own[lane] = stored[t, env].reshape(own[lane].shape)
+        return observations
 
     def _take_first_actions(self, actions: np.ndarray) -> None:
         for lane in np.flatnonzero(self._steps == 0).tolist():
@@ -140,7 +164,10 @@ class Lanes:
                 last = take(observations, lane)
         if last is not None:
             # a copy, because simulators may hand out one array again and again
-            self._bootstraps.append((*branch, float(self._discounts[lane]), tree_map(np.copy, last)))
+            memory = None
+            if isinstance(self._actor, RecurrentBranchActor):
+                memory = self._actor.memory.map(lambda part: part[lane : lane + 1])
+            self._bootstraps.append((*branch, float(self._discounts[lane]), memory, tree_map(np.copy, last)))
             if len(self._bootstraps) >= self._agent.states_per_pass(tree_map(lambda leaf: np.asarray(leaf)[None], last)):
                 self._add_bootstraps()
 
@@ -151,8 +178,13 @@ class Lanes:
             return
         policy = self._agent.policy
         states = concatenate([policy.obs_to_tensor(usable(last))[0] for *_, last in self._bootstraps])
-        values = self._agent.values(states).flatten().tolist()
-        for (n, k, discount, _), value in zip(self._bootstraps, values, strict=True):
+        further = []
+        if self._memories is not None:
+            starts = th.zeros(len(self._bootstraps), device=self._agent.device)
+            memory = Memory.concatenate([memory for *_, memory, _ in self._bootstraps])
+            further.append(Context(episode_starts=starts, memory=memory))
+        values = self._agent.values(states, *further).flatten().tolist()
+        for (n, k, discount, *_), value in zip(self._bootstraps, values, strict=True):
             self._q_values[n, k] += discount * value
         self._bootstraps.clear()
 

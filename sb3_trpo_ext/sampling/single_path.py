@@ -19,15 +19,20 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.observations import concatenate, take, tree_map
+from sb3_trpo_ext.recurrence import Memory
 from sb3_trpo_ext.sampling.actor import Acted, Actor, Observation, usable
 from sb3_trpo_ext.sampling.agent import Agent
 from sb3_trpo_ext.sampling.buffers import compute_returns, fields_of, make_room
 from sb3_trpo_ext.sampling.context import Context, keep_context, kept_context
+from sb3_trpo_ext.sampling.sequences import complete_sequences
 from sb3_trpo_ext.sampling.stepping import step
 
 
 class Rollout(Protocol):
     """A rollout in the making, as whoever owns it keeps it: where it stands, and who hears of its steps."""
+
+    memory: Memory
+    """What a policy with memory remembers of each environment, up to the last step that is complete."""
 
     @property
     def observations(self) -> Observation:
@@ -93,7 +98,7 @@ def collect_single_path(
     rollout.begins()
     actor = make_actor()
     actor.prepare(n_rollout_steps)
-    recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(agent, buffer)
+    recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(agent, buffer, rollout)
     for t in range(n_rollout_steps):
         agent.explore_anew(env.num_envs, t)
         if visit is not None:
@@ -165,9 +170,10 @@ class Recorder(Protocol):
 class ImmediateRecorder:
     """Adds each step as SB3 does: values and log-probabilities known, truncations bootstrapped at once."""
 
-    def __init__(self, agent: Agent, buffer: RolloutBuffer) -> None:
+    def __init__(self, agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> None:
         self._agent = agent
         self._buffer = buffer
+        self._rollout = rollout
 
     def add(self, step: Transition, acted: Acted) -> None:
         agent, rewards = self._agent, step.rewards
@@ -176,7 +182,8 @@ class ImmediateRecorder:
             rewards = rewards.astype(np.float32)  # integers would cut off what is added to them
         for index, terminal in step.truncated():
             with th.no_grad():
-                value = agent.values(agent.policy.obs_to_tensor(usable(terminal))[0])[0]
+                state = agent.policy.obs_to_tensor(usable(terminal))[0]
+                value = agent.values(state, *_remembered(agent, acted.memory, index))[0]
             rewards[index] += agent.gamma * float(value)
         actions, values = acted.actions, acted.values
         if isinstance(agent.action_space, spaces.Discrete):
@@ -185,20 +192,23 @@ class ImmediateRecorder:
             values = th.zeros_like(values)
         make_room(self._buffer, step.observations, actions)
         self._buffer.add(step.observations, actions, rewards, step.episode_starts, values, acted.log_probs)  # type: ignore[arg-type]
+        if acted.memory is not None:
+            self._rollout.memory = acted.memory
 
     def complete(self) -> None:
         pass
 
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
-        return _finish_returns(self._agent, self._buffer, new_obs, dones)
+        return _finish_returns(self._agent, self._buffer, self._rollout, new_obs, dones)
 
 
 class DeferredRecorder:
     """Writes transitions only, and at the end all values and log-probabilities in batched passes."""
 
-    def __init__(self, agent: Agent, buffer: RolloutBuffer) -> None:
+    def __init__(self, agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> None:
         self._agent = agent
         self._buffer = buffer
+        self._rollout = rollout
         self._truncations: list[tuple[int, int, Any]] = []
 
     def add(self, step: Transition, acted: Acted) -> None:
@@ -225,6 +235,9 @@ class DeferredRecorder:
         agent, buffer = self._agent, self._buffer
         if buffer.pos == 0:
             return
+        if agent.recurrence is not None:
+            self._rollout.memory = complete_sequences(agent, buffer, self._rollout.memory, self._truncations)
+            return
         for rows, states, actions, context in transitions_of(agent, buffer):
             buffer.values.reshape(-1)[rows] = agent.values(states).flatten().cpu().numpy()
             log_probs = agent.distribution(states, context).log_prob(actions)
@@ -233,7 +246,7 @@ class DeferredRecorder:
 
     def finish(self, new_obs: Any, dones: np.ndarray) -> th.Tensor:
         self.complete()
-        return _finish_returns(self._agent, self._buffer, new_obs, dones)
+        return _finish_returns(self._agent, self._buffer, self._rollout, new_obs, dones)
 
     def _bootstrap_truncations(self, chunk_size: int) -> None:
         """Add γV(s) to the reward of each step that a time limit stopped at s."""
@@ -266,8 +279,19 @@ def _in_a_row(stored: Any, n_steps: int) -> Any:
 
 
 @th.no_grad()
-def _finish_returns(agent: Agent, buffer: RolloutBuffer, new_obs: Any, dones: np.ndarray) -> th.Tensor:
+def _finish_returns(agent: Agent, buffer: RolloutBuffer, rollout: Rollout, new_obs: Any, dones: np.ndarray) -> th.Tensor:
     """Returns and advantages from the values of the last observations, which are given back."""
-    last_values = agent.values(obs_as_tensor(usable(new_obs), agent.device))
+    context = []
+    if agent.recurrence is not None:
+        context.append(Context(episode_starts=th.as_tensor(dones, device=agent.device), memory=rollout.memory))
+    last_values = agent.values(obs_as_tensor(usable(new_obs), agent.device), *context)
     compute_returns(buffer, last_values, dones)
     return last_values
+
+
+def _remembered(agent: Agent, memory: Memory | None, env: int) -> list[Context]:
+    """What V is asked with besides one environment's observation in the midst of an episode; nothing without memory."""
+    if memory is None:
+        return []
+    own = memory.map(lambda part: part[env : env + 1])
+    return [Context(episode_starts=th.zeros(1, device=agent.device), memory=own)]

@@ -19,13 +19,15 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.numerics.averages import chunks_of
 from sb3_trpo_ext.objectives import log_probs_of_branches
-from sb3_trpo_ext.observations import take, take_samples, tree_map
+from sb3_trpo_ext.observations import take, tree_map
+from sb3_trpo_ext.recurrence import Memory
 from sb3_trpo_ext.sampling.actor import Actor, BranchActor, usable
 from sb3_trpo_ext.sampling.agent import Agent
-from sb3_trpo_ext.sampling.context import kept_context
+from sb3_trpo_ext.sampling.context import Context, kept_context
 from sb3_trpo_ext.sampling.lanes import SEEDS, Lanes
 from sb3_trpo_ext.sampling.noise import global_generators_kept
 from sb3_trpo_ext.sampling.proposals import FirstActions, all_actions, policy_actions, uniform_actions
+from sb3_trpo_ext.sampling.sequences import distribution_at, units_of
 from sb3_trpo_ext.sampling.single_path import Rollout, collect_single_path
 from sb3_trpo_ext.sampling.snapshot import BranchError, SnapshotError, VecSimulator, VecSnapshot
 from sb3_trpo_ext.sampling.vine_buffer import Branches, VineRolloutBuffer, VineSamples, taken_in_branches
@@ -70,13 +72,13 @@ def collect_vine(
     """
     states = np.sort(rng.choice(n_rollout_steps * env.num_envs, buffer.n_rollout_states, replace=False))
     simulator = VecSimulator(env)
-    visits = _Visits(simulator, states, n_rollout_steps)
+    visits = _Visits(simulator, states, n_rollout_steps, None if agent.recurrence is None else rollout)
     if not collect_single_path(agent, env, rollout, buffer, n_rollout_steps, make_actor, visits):
         return False
     snapshots = visits.taken()
     with rollout.branches(), global_generators_kept(agent.device, int(rng.integers(SEEDS))):
-        first, log_probs = _first_actions(agent, buffer, states, rng)
-        lanes = Lanes(agent, simulator, buffer, make_branch_actor(), snapshots, first, rng)
+        first, log_probs = _first_actions(agent, buffer, states, visits.memories, rng)
+        lanes = Lanes(agent, simulator, buffer, make_branch_actor(), snapshots, first, rng, states, visits.memories)
         statistics: dict[str, float] = {}
         try:
             q_values = lanes.run(rollout.observations, rollout.context)
@@ -96,10 +98,13 @@ class _Visits:
     """Takes the snapshots of a rollout set as the trunk comes by its states.
 
     :param states: numbers of the transitions that begin in them, e T + t, (N,)
+    :param rollout: where the trunk stands, for what a policy with memory remembers; None without
     """
 
-    def __init__(self, simulator: VecSimulator, states: np.ndarray, n_rollout_steps: int) -> None:
+    def __init__(self, simulator: VecSimulator, states: np.ndarray, n_rollout_steps: int, rollout: Rollout | None) -> None:
         self._simulator = simulator
+        self._rollout = rollout
+        self._memories: dict[int, Memory] = {}
         self._snapshots: dict[int, VecSnapshot] = {}
         self._failure: SnapshotError | None = None
         self._at_step = defaultdict(list)
@@ -111,6 +116,8 @@ class _Visits:
         for n, env in self._at_step.get(t, ()) if self._failure is None else ():
             try:
                 self._snapshots[n] = self._simulator.snapshot(env)
+                if self._rollout is not None:
+                    self._memories[n] = _remembered_in(self._rollout, env)
             except SnapshotError as error:
                 self._failure = error  # told when the trunk is whole
                 return
@@ -124,6 +131,17 @@ class _Visits:
             raise type(self._failure)(f"{self._failure}; {_TRUNK_KEPT}") from self._failure
         return self._snapshots
 
+    @property
+    def memories(self) -> Memory | None:
+        """What was remembered before each state, N sequences; None without memory."""
+        return Memory.concatenate([self._memories[n] for n in sorted(self._memories)]) if self._memories else None
+
+
+def _remembered_in(rollout: Rollout, env: int) -> Memory:
+    """What is remembered where one environment stands: nothing at the start of an episode."""
+    keeps = float(not rollout.episode_starts[env])
+    return rollout.memory.map(lambda part: part[env : env + 1] * keeps)
+
 
 @th.no_grad()
 def effective_sample_size_now(agent: Agent, buffer: VineRolloutBuffer, samples: RolloutBufferSamples) -> float | None:
@@ -133,17 +151,16 @@ def effective_sample_size_now(agent: Agent, buffer: VineRolloutBuffer, samples: 
         return None
     states = branches.rows_in(cast(VineSamples, samples))
     actions = taken_in_branches(buffer.to_torch(branches.first.actions), agent.as_taken)
-    log_probs = []
+    log_probs, units = [], units_of(samples)
     for rows in chunks_of(len(states), agent.states_per_pass(samples.observations)):
-        part = take_samples(samples, states[rows], len(samples.actions))
-        distribution = agent.distribution(part.observations, part)
+        distribution = distribution_at(agent, samples, states[rows], units)
         log_probs.append(log_probs_of_branches(distribution, actions[rows]).cpu().numpy())
     return branches.effective_sample_size(np.concatenate(log_probs))
 
 
 @th.no_grad()
 def _first_actions(
-    agent: Agent, buffer: VineRolloutBuffer, states: np.ndarray, rng: np.random.Generator
+    agent: Agent, buffer: VineRolloutBuffer, states: np.ndarray, memories: Memory | None, rng: np.random.Generator
 ) -> tuple[FirstActions, np.ndarray]:
     """First actions in the states of the rollout set, and their log π_old, (N, K)."""
     envs, steps = np.divmod(states, buffer.buffer_size)
@@ -154,6 +171,10 @@ def _first_actions(
     for rows in chunks_of(len(states), agent.states_per_pass(observations)):
         # as the trunk's actor saw them
         context = kept_context(buffer, lambda stored, rows=rows: stored[steps[rows], envs[rows]])  # type: ignore[misc]
+        if memories is not None:
+            remembered = memories.map(lambda part, rows=rows: part[rows])  # type: ignore[misc]
+            starts = th.zeros(rows.stop - rows.start, device=agent.device)
+            context = (context or Context())._replace(episode_starts=starts, memory=remembered)
         masks = None if context is None or context.action_masks is None else context.action_masks.cpu().numpy()
         distribution = agent.distribution(tree_map(buffer.to_torch, usable(take(observations, rows))), context)
 
