@@ -17,9 +17,9 @@ PACKAGE = Path(sb3_trpo_ext.__file__).parent
 
 FLOORS = [
     r"numerics\..*",
-    r"checks|distributions|masks|observations|objectives|originals|standard_policies|steps",
+    r"checks|distributions|masks|observations|objectives|originals|recurrence|standard_policies|steps",
     r"trust_region|kl_penalty|policy_problem|old_policy|critic|critic\..*|sampling\..*",
-    r"update|batch_statistics",
+    r"update|batch_statistics|sequence_problems",
     r"algorithms\..*",
     r"zoo\..*|plots|logs|evaluation|testing|zoo|lab\..*|lab",
 ]
@@ -95,11 +95,13 @@ def test_training_needs_neither_the_zoo_nor_sb3_contrib():
 
 DECIDING = (
     r"numerics\..*|critic\..*|distributions|objectives|steps|trust_region|kl_penalty|policy_problem|old_policy|"
-    r"update|batch_statistics"
+    r"update|batch_statistics|sequence_problems"
 )
 NOT_OF_DATA = {
     "numerics/dense.py: has_hooks",
     "numerics/flat_optimizer.py: _have_one_history",
+    "numerics/lstm.py: Segments.blocks",
+    "numerics/lstm.py: Segments.sizes",
     "numerics/running_statistics.py: _move",
 }
 """Numbers that come from no batch."""
