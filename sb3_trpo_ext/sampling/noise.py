@@ -40,7 +40,8 @@ class NoiseInBlocks:
 def noise_ahead(draw: Callable[[int], np.ndarray], n_steps: int, numbers: int) -> np.ndarray | NoiseInBlocks:
     """Noise of that many steps of a rollout, by step: drawn now, or in blocks where it is a great deal.
 
-    All noise of rollouts comes through here, in the order of steps and environments.
+    All noise that is drawn ahead of a rollout comes through here, in the order of steps and environments. Policies whose
+    distributions have no head draw for themselves at each step, and gSDE its matrices, from torch's global generator.
 
     :param draw: a number of steps ↦ their noise (steps, E, ·)
     :param numbers: in the noise of one step
