@@ -363,17 +363,20 @@ def test_running_statistics_are_everybodys_and_without_padding(dimensions):
     assert not th.allclose(statistics(x[:26], Units(26))[0], alone[0])
 
 
-def test_the_scales_of_a_critic_are_without_padding():
+def test_a_fit_of_the_critic_is_without_padding():
     th.manual_seed(0)
     critic = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     observations, parameters = th.randn(50, D).double(), FlatParameters(critic.parameters())
     weights = th.rand(50).double() * (th.arange(50) < 41)
 
-    def scales(n, weights):
+    def seen(n, weights):
         mlp, units = (DenseNetwork.read([critic]), observations[:n]), Units(n, weights=weights)
-        return CriticProblem(None, th.zeros(n).double(), parameters, mlp=mlp, units=units, chunk_size=11).linearize()[2]
+        returns = th.linspace(-1.0, 1.0, 50).double()[:n]
+        problem = CriticProblem(None, returns, parameters, mlp=mlp, units=units, chunk_size=11)
+        descent, curvature, scales = problem.linearize()
+        return problem.loss(), *problem.sizes(), descent, curvature(th.ones(len(parameters)).double()), scales
 
-    th.testing.assert_close(scales(50, weights), scales(41, weights[:41]))
+    th.testing.assert_close(seen(50, weights), seen(41, weights[:41]))
     weighted = AutogradLinearization([critic(observations)], parameters).block_squares(weights)
     scaled = AutogradLinearization([critic(observations) * weights.sqrt()[:, None]], parameters).block_squares()
     th.testing.assert_close(weighted, scaled)
