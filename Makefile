@@ -46,7 +46,7 @@ format: install
 commit-checks: format type lint
 
 benchmark-quick: install
-	for program in throughput update memory snapshots vine vine_learning learning screening family ladder; do $(RUN) benchmarks/$$program.py --quick --out build/benchmarks || exit 1; done
+	for program in throughput update memory snapshots vine vine_learning learning screening family ladder checkpoints kill_and_resume; do $(RUN) benchmarks/$$program.py --quick --out build/benchmarks || exit 1; done
 
 build: install
 	$(RUN) -m pip install --quiet build

@@ -233,6 +233,13 @@ class TrainingPage(BaseCallback):
         own = {name: value for name, value in vars(self).items() if name not in of_a_training}
         return {**own, "parent": None, "locals": {}, "globals": {}}
 
+    def get_state(self) -> list[Entry]:
+        """For :class:`~sb3_trpo_ext.Checkpoints`: what has been logged so far."""
+        return self._recorder.entries
+
+    def set_state(self, state: list[Entry]) -> None:
+        self._recorder.entries, self._recorder.writes = state, len(state)
+
     def _on_training_start(self) -> None:
         self._algorithm = type(self.model).__name__
         # it is there already where the last training was interrupted

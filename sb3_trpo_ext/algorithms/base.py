@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.algorithms import arguments as rules
@@ -26,6 +26,7 @@ from sb3_trpo_ext.algorithms.archives import WithArchives
 from sb3_trpo_ext.algorithms.arguments import CRITIC_FOLLOWS, CriticChoice, PolicyOfObservations
 from sb3_trpo_ext.algorithms.environments import WithRestorableEnvironments
 from sb3_trpo_ext.algorithms.faults import Fault
+from sb3_trpo_ext.algorithms.learning import WithLearn
 from sb3_trpo_ext.algorithms.masking import MASKABLE, UseMasking, check_use_masking
 from sb3_trpo_ext.algorithms.reporting import WithRecords, record_explained_variance, record_update
 from sb3_trpo_ext.algorithms.rollouts import collect
@@ -47,10 +48,8 @@ from sb3_trpo_ext.update import (
     warn_of_unheld,
 )
 
-SelfOnPolicyExt = TypeVar("SelfOnPolicyExt", bound="OnPolicyExt")
 
-
-class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironments):
+class OnPolicyExt(WithLearn, WithAgent, WithArchives, WithRecords, WithRestorableEnvironments):
     """Collect transitions, improve the policy, fit the critic, report. Siblings define the second.
 
     Constructor arguments are documented at :class:`~sb3_trpo_ext.TRPOExt`. SB3's ``load()`` overwrites
@@ -269,23 +268,3 @@ class OnPolicyExt(WithAgent, WithArchives, WithRecords, WithRestorableEnvironmen
     def _describe(self) -> str:
         """One line on how this model is going to train, printed with ``verbose=1``."""
         return f"Critic: {self.critic}; acting: {self.actor_path}"
-
-    def learn(
-        self: SelfOnPolicyExt,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-        *,
-        use_masking: UseMasking | None = None,
-    ) -> SelfOnPolicyExt:
-        """Train; see SB3. ``tb_log_name`` is the class's name by default.
-
-        :param use_masking: as in the constructor, for this run; None: what was said there
-        :raises ValueError: with vine sampling, if the environments do not return to a state exactly
-        """
-        name = tb_log_name or type(self).__name__
-        with self._masking_of_run(use_masking):
-            return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)

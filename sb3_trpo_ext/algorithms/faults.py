@@ -75,6 +75,13 @@ class Watch:
         self._faults_in_a_row = 0
         self._without_step: Counter[str] = Counter()
 
+    def get_state(self) -> dict[str, Any]:
+        """Plain data: what later rollouts are judged by, and what has been warned of."""
+        return {**vars(self), "_without_step": dict(self._without_step)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _without_step=Counter(state["_without_step"]))
+
     def fault_in(self, buffer: RolloutBuffer, samples: RolloutBufferSamples) -> Fault | None:
         """The first quantity of the rollout that holds NaN, infinite or huge entries, or a spike."""
         limits = {"observations": LARGEST_USABLE}

@@ -136,6 +136,10 @@ def register() -> None:
     rl_zoo3.ALGOS.update(ALGORITHMS)
     for module in (train, enjoy, exp_manager):
         setattr(module, "ALGOS", rl_zoo3.ALGOS)  # noqa: B010 (a name that they import, which a type checker does not see)
+    # here, because it needs rl_zoo3
+    from sb3_trpo_ext.zoo.continuing import ContinuingExperimentManager
+
+    setattr(train, "ExperimentManager", ContinuingExperimentManager)  # noqa: B010
     for name, sampler in SAMPLERS.items():
         hyperparams_opt.HYPERPARAMS_SAMPLER[name] = sampler
         hyperparams_opt.HYPERPARAMS_CONVERTER[name] = convert_params  # type: ignore[assignment]

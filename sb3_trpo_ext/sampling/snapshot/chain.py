@@ -15,6 +15,7 @@ import numpy as np
 from sb3_trpo_ext.checks import warn_user
 from sb3_trpo_ext.sampling.snapshot import elsewhere
 from sb3_trpo_ext.sampling.snapshot.adapters import SnapshotAdapter, adapter_for
+from sb3_trpo_ext.sampling.snapshot.allowed import code_of_kind, loads_plain
 from sb3_trpo_ext.sampling.snapshot.constants import LARGE, Constants, Key, Unread
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import Slot, restore_generators, restore_replaced, seed_generator
@@ -43,8 +44,9 @@ class Chain:
         self._met_constants = False
         self._bottom = envs[-1]
         self._staying = [*envs, outer, self.adapter]
+        self._holders = elsewhere.holders_of(envs)
         self._places: dict[int, Place] = {
-            id(thing): place for place, thing in elsewhere.held_elsewhere(envs) if is_an_object(thing)
+            id(thing): place for place, thing in elsewhere.held_by(self._holders) if is_an_object(thing)
         }
         self._places |= {id(thing): (number,) for number, thing in enumerate(self._staying)}
         self._owners: dict[Hashable, Any] = dict(enumerate(envs))
@@ -53,6 +55,7 @@ class Chain:
         spaces = {id(space): (key, space) for key, space in self._owners.items() if isinstance(space, gym.Space)}
         self._spaces = list(spaces.values())
         self.signature = _signature(env, self.layers, self.adapter)
+        self.code = code_of_kind(self.signature)
         self._encode(None, None, Unread())  # refuse now rather than in mid-training
 
     def save(self, extra: Any, self_contained: bool = True) -> bytes:
@@ -115,7 +118,7 @@ class Chain:
         for number, layer in self._holding:
             for thing, name in layer.staying():
                 places.setdefault(thing, (number, name))
-        return Encoder(buffer, places, constants, self.adapter.owns_memory_of, shared)
+        return Encoder(buffer, self.code, places, constants, self.adapter.owns_memory_of, shared)
 
     def restore(self, snapshot: bytes, seed: int | None = None) -> Any:
         """Return to a state; what was saved with it is given back.
@@ -124,15 +127,20 @@ class Chain:
         :raises SnapshotError: if the snapshot is of another environment
         """
         try:
-            signature, compressed, states, slots, keys, body = pickle.loads(snapshot)
-        except (pickle.UnpicklingError, TypeError, ValueError, EOFError) as error:
+            signature, compressed, states, slots, keys, body = loads_plain(snapshot)
+        except (pickle.UnpicklingError, TypeError, ValueError, EOFError, AttributeError, IndexError) as error:
             raise SnapshotError(f"expected what snapshot() gave, got {type(snapshot).__qualname__}: {error}") from error
         if signature != self.signature:
             raise SnapshotError(f"snapshot of\n  {signature}\ncannot be restored into\n  {self.signature}")
         constants = self._constants_of(keys) if keys else []
         generators = restore_generators(states, slots, self._owners)
         buffer = io.BytesIO(zlib.decompress(body) if compressed else body)
-        content, engine, extra = Decoder(buffer, generators, constants, self._at).load()
+        try:
+            content, engine, extra = Decoder(buffer, self.code, generators, constants, self._at).load()
+        except SnapshotError:
+            raise
+        except (pickle.PickleError, LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
+            raise SnapshotError(f"a snapshot that no environment of this kind gave: {error}") from error
         for layer, of_layer in zip(self.layers, content, strict=True):
             if of_layer is not None:
                 layer.put(*of_layer)
@@ -148,12 +156,18 @@ class Chain:
     def _at(self, *place: Any) -> Any:
         """What stays, in this environment."""
         if isinstance(place[0], int):
-            layer = self._staying[place[0]]
-            return vars(layer)[place[1]] if len(place) > 1 else layer
-        thing = elsewhere.at(place)
-        if thing is None:
+            return self._held_for_good(*place)
+        thing = elsewhere.at(place) if place[:2] in self._holders else None
+        if not is_an_object(thing):
             raise SnapshotError(f"the snapshot needs what {'.'.join(map(str, filter(None, place)))} holds, which is not there")
         return thing
+
+    def _held_for_good(self, number: int, name: str | None = None) -> Any:
+        if name is None:
+            return self._staying[number]
+        if name not in self.layers[number].holds_for_good:
+            raise SnapshotError(f"attribute {name!r} of layer {self.layers[number].name} does not stay where it is")
+        return vars(self.layers[number].env)[name]
 
     def _constants_of(self, keys: list[Key]) -> list[np.ndarray]:
         if not self._met_constants:

@@ -14,10 +14,17 @@ _MOST_ITEMS = 1000  # of one container
 Elsewhere = tuple[Any, ...]  # module, class or "", name, and perhaps a key of the container under this name
 
 
-def held_elsewhere(envs: Iterable[gym.Env]) -> Iterator[tuple[Elsewhere, Any]]:
-    """What modules and classes of the environments hold, one container deep."""
+Holder = tuple[str, str]  # module, class or ""
+
+
+def holders_of(envs: Iterable[gym.Env]) -> set[Holder]:
+    """Modules and classes of the environments."""
     classes = {cls for env in envs for cls in type(env).__mro__ if cls.__module__.split(".")[0] not in _NOT_THEIRS}
-    holders = {(cls.__module__, "") for cls in classes} | {(cls.__module__, cls.__qualname__) for cls in classes}
+    return {(cls.__module__, "") for cls in classes} | {(cls.__module__, cls.__qualname__) for cls in classes}
+
+
+def held_by(holders: Iterable[Holder]) -> Iterator[tuple[Elsewhere, Any]]:
+    """What they hold, one container deep."""
     for module, qualname in sorted(holders):
         for name, value in list(_names_in(module, qualname).items()):
             yield (module, qualname, name), value

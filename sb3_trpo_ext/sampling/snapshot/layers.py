@@ -150,14 +150,15 @@ class Layer:
         of_the_class = {name: getattr(self.env, name, None) for name in ("action_space", "observation_space")}
         for name, value in (of_the_class | vars(self.env)).items():
             if isinstance(value, spaces.Space):
-                yield from _with_inner(name, value)
+                yield from with_inner_spaces(name, value)
 
 
-def _with_inner(key: Hashable, space: spaces.Space) -> Iterator[tuple[Hashable, spaces.Space]]:
+def with_inner_spaces(key: Hashable, space: spaces.Space) -> Iterator[tuple[Hashable, spaces.Space]]:
+    """A space and those inside it, each with its key."""
     yield key, space
     inner = getattr(space, "spaces", None)
     for name, child in inner.items() if isinstance(inner, dict) else enumerate(inner or ()):
-        yield from _with_inner((key, name), child)
+        yield from with_inner_spaces((key, name), child)
 
 
 class MonitorRecords:

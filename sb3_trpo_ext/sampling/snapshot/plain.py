@@ -6,11 +6,13 @@ that idea is often wrong (an ``EzPickle`` environment comes back freshly constru
 
 from __future__ import annotations
 
+import copyreg
 import enum
+import functools
 import io
 import pickle
+import sys
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
 from types import CellType
 from typing import Any
 
@@ -18,12 +20,13 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_trpo_ext.sampling.snapshot import elsewhere
+from sb3_trpo_ext.sampling.snapshot import code, elsewhere
+from sb3_trpo_ext.sampling.snapshot.allowed import Code, UnknownCodeError, find
 from sb3_trpo_ext.sampling.snapshot.code import CODE, reduce_code, reduce_global_generator
 from sb3_trpo_ext.sampling.snapshot.constants import LARGE, Constants, Key
 from sb3_trpo_ext.sampling.snapshot.errors import NotPlainError
 from sb3_trpo_ext.sampling.snapshot.generators import GENERATORS, state_of
-from sb3_trpo_ext.sampling.snapshot.memory import memory_of, reduce_view, require_apart
+from sb3_trpo_ext.sampling.snapshot.memory import memory_of, reduce_unusual, reduce_view, require_apart, view_of
 
 Place = tuple[Any, ...]  # number of a layer, and perhaps an attribute of it; or where a module or class has it
 
@@ -36,6 +39,7 @@ _TRUSTED_BUILTINS = (
     "list_reverseiterator tuple_iterator str_iterator str_ascii_iterator bytes_iterator bytearray_iterator "
     "range_iterator longrange_iterator callable_iterator"
 )
+_NEW = copyreg.__newobj__  # type: ignore[attr-defined]
 _HOOKS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -47,18 +51,20 @@ def _find_is_simple(kind: type) -> bool:
         return True
     builtin = _builtin_of(kind)
     hooks = [hook for hook in _HOOKS if getattr(kind, hook, None) is not getattr(builtin, hook, None)]
+    if hasattr(kind, "__del__"):
+        return False  # what a copy of it would free is not its own
     of_dataclass = all(getattr(getattr(kind, hook), "__module__", "") == "dataclasses" for hook in hooks)  # with slots
     return of_dataclass and kind.__module__ != "weakref"  # a proxy pretends to be what it stands for
 
 
-_is_simple: Callable[[type], bool] = lru_cache(maxsize=1024)(_find_is_simple)
+is_simple: Callable[[type], bool] = functools.lru_cache(maxsize=1024)(_find_is_simple)
 
 
 def is_an_object(value: Any) -> bool:
     """Whether it is its attributes and nothing else, so that it may be known by where it is."""
     kind = type(value)
     of_library = kind.__module__.split(".")[0] in (*_TRUSTED_MODULES, "builtins") or issubclass(kind, _TRUSTED)
-    return kind is object or (not of_library and _builtin_of(kind) is object and _is_simple(kind))
+    return kind is object or (not of_library and _builtin_of(kind) is object and is_simple(kind))
 
 
 def _builtin_of(kind: type) -> type:
@@ -68,6 +74,7 @@ def _builtin_of(kind: type) -> type:
 class Encoder(pickle.Pickler):
     """Encodes once; ``generators`` are those it met, or was told of, by number.
 
+    :param code: is told of the functions and classes that are named
     :param places: what is not carried but stays where it is, by its id: layers, and what their attributes hold for good
     :param constants: large arrays that are told by their content, if any may be
     :param engine_owns: whether an array is a view of an engine's memory
@@ -77,6 +84,7 @@ class Encoder(pickle.Pickler):
     def __init__(
         self,
         buffer: io.BytesIO,
+        code: Code,
         places: Mapping[int, Place],
         constants: Constants | None = None,
         engine_owns: Callable[[np.ndarray], bool] = lambda array: False,
@@ -87,6 +95,7 @@ class Encoder(pickle.Pickler):
         self.keys: list[Key] = []
         self.shared: set[int] = set()
         self._numbers: dict[int, int] = {}
+        self._code = code
         self._places, self._constants, self._engine_owns, self._known_shared = places, constants, engine_owns, shared
         self._owners: dict[int, tuple[Any, np.ndarray]] = {}  # each with the first array that was met of it
         self._roots: dict[int, np.ndarray] = {}
@@ -121,15 +130,16 @@ class Encoder(pickle.Pickler):
         if isinstance(value, _TRUSTED):
             return NotImplemented
         if isinstance(value, _CODE):
+            self._code.note(value)
             return reduce_code(value)
         if type(value) in GENERATORS or id(value) in self._numbers:
             of_process = reduce_global_generator(value)
             return (_generator, (self.number(value),)) if of_process is NotImplemented else of_process
-        if isinstance(value, (gym.Env, gym.Space)) or not _is_simple(type(value)):
+        if isinstance(value, (gym.Env, gym.Space)) or not is_simple(type(value)):
             raise NotPlainError(f"{type(value).__module__}.{type(value).__qualname__} is not plain data")
         if isinstance(value, th.Tensor):
             self._tensors.append(value)
-        return NotImplemented
+        return _reduce_instance(value)
 
     def _reduce_array(self, array: np.ndarray) -> Any:
         if array.base is None:
@@ -140,7 +150,7 @@ class Encoder(pickle.Pickler):
                 return reduced
         key = self._constants.key_of(array) if self._constants is not None and array.nbytes >= LARGE else None
         if key is None:
-            return NotImplemented
+            return reduce_unusual(array)
         self.keys.append(key)
         return _constant, (len(self.keys) - 1,)
 
@@ -171,6 +181,31 @@ def _attributes_of(value: Any) -> Any:
     return (*value.__reduce_ex__(pickle.HIGHEST_PROTOCOL), None)[2]
 
 
+def _reduce_instance(value: Any) -> Any:
+    """By the name of its class, so that the class itself is not in the bytes, where it could be called."""
+    reduced = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if isinstance(reduced, str) or reduced[0] is not _NEW:
+        return reduced
+    kind, *args = reduced[1]
+    return (_instance, (kind.__module__, kind.__qualname__, *args), *reduced[2:])
+
+
+def _instance(module: str, qualname: str, *args: Any) -> Any:
+    kind = class_named(module, qualname)
+    return kind.__new__(kind, *args)
+
+
+@functools.lru_cache(maxsize=1024)
+def class_named(module: str, qualname: str) -> Any:
+    """:raises UnknownCodeError: if there is none, or its instances are more than their attributes"""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and is_simple(found)):
+        raise UnknownCodeError(("class", module, qualname))
+    return found
+
+
 def _generator(number: int) -> Any:
     raise AssertionError("stands for a generator: Decoder puts it in")
 
@@ -183,18 +218,51 @@ def _place(*place: Any) -> Any:
     raise AssertionError("stands for what stays where it is: Decoder puts it in")
 
 
-class Decoder(pickle.Unpickler):
-    """What an :class:`Encoder` wrote, with the given generators, arrays and what stays in their places."""
+MAKERS: dict[str, Callable[..., Any]] = {
+    "generator": _generator,
+    "place": _place,
+    "view": view_of,
+    "attribute": getattr,
+    "method": code.method_of,
+    "bound": code.bound_to,
+    "function": code.function_of,
+    "cell": code.new_cell,
+    "generator of the process": code.global_generator,
+    "module": code.module_named,
+    "partial": functools.partial,
+    "iter": iter,
+    **{kind.__name__: kind for kind in (enumerate, zip, map, filter, reversed)},
+}
+"""What an :class:`Encoder` names to have something made, other than data."""
 
-    def __init__(self, buffer: io.BytesIO, generators: list[Any], constants: list[np.ndarray], at: Callable[..., Any]) -> None:
+FILL = code.fill
+"""What it names to give a function its state."""
+
+
+class Decoder(pickle.Unpickler):
+    """What an :class:`Encoder` wrote, with the given generators, arrays and what stays in their places.
+
+    :param code: what it may name besides plain data
+    """
+
+    def __init__(
+        self,
+        buffer: io.BytesIO,
+        code: Code,
+        generators: list[Any],
+        constants: list[np.ndarray],
+        at: Callable[..., Any],
+    ) -> None:
         super().__init__(buffer)
+        self._code = code
         self._stand_ins: dict[str, Callable[..., Any]] = {
             _generator.__name__: generators.__getitem__,
             _constant.__name__: constants.__getitem__,
             _place.__name__: at,
+            _instance.__name__: _instance,
         }
 
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__ and name in self._stand_ins:
             return self._stand_ins[name]
-        return super().find_class(module, name)
+        return find(module, name, self._code)

@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo_ext.sampling.snapshot import workers
+from sb3_trpo_ext.sampling.snapshot.allowed import UnknownCodeError
 from sb3_trpo_ext.sampling.snapshot.constants import UnknownConstantError
 from sb3_trpo_ext.sampling.snapshot.errors import BranchError, SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import global_states, set_global_states
@@ -109,10 +110,19 @@ class VecSimulator:
             try:
                 return self._call("restore", snapshot, seed, index=index)[0]
             except UnknownConstantError as error:  # of another worker process
-                contents = [content for content in self._call("content_of", error.digest) if content is not None]
-                if not contents:
-                    raise
-                self._call("take_content", error.digest, contents[0], index=index)
+                self._hand_over("content", error.digest, error, index)
+            except UnknownCodeError as error:
+                self._hand_over("code", error.key, error, index)
+
+    def _hand_over(self, what: str, key: Any, error: SnapshotError, index: int) -> None:
+        """To environment ``index``, what another one has.
+
+        :raises SnapshotError: the error, if none has it
+        """
+        found = [held for held in self._call(f"{what}_of", key) if held is not None]
+        if not found:
+            raise error
+        self._call(f"take_{what}", key, found[0], index=index)
 
     def go_on(self, index: int) -> None:
         """Let environment ``index`` run from where it stands, as the trunk would."""

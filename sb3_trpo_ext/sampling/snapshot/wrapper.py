@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, SupportsFloat
 
@@ -12,6 +13,7 @@ from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_trpo_ext.sampling.snapshot.allowed import Key
 from sb3_trpo_ext.sampling.snapshot.chain import Chain
 from sb3_trpo_ext.sampling.snapshot.errors import SnapshotError
 from sb3_trpo_ext.sampling.snapshot.generators import global_states, set_global_states
@@ -73,6 +75,10 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
             return error
         except Exception as error:
             return SnapshotError(f"{method}() failed: {type(error).__name__}: {error}")
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(self, *args)``, where the environment is."""
+        return function(self, *args)
 
     def echo(self, token: str) -> str:
         """The token: a worker process's reply to it is known among others."""
@@ -170,6 +176,14 @@ class SnapshotWrapper(gym.Wrapper, RecordConstructorArgs):
     def take_content(self, digest: str, content: np.ndarray) -> None:
         """From another process."""
         self._chain.constants.take(digest, content)
+
+    def code_of(self, key: Key) -> bytes | None:
+        """Of what a snapshot may name, for a process where no environment of this kind has; see ``Code.told``."""
+        return self._chain.code.told(key)
+
+    def take_code(self, key: Key, code: bytes) -> None:
+        """From another process."""
+        self._chain.code.trust(key, code)
 
     def _step_branch(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         if self._parked:

@@ -33,12 +33,15 @@ def adapter_for(env: gym.Env) -> SnapshotAdapter:
 
     :raises SnapshotError: naming the environment and what to do, if its engine cannot be restored
     """
+    return adapter_factory(env)(env)
+
+
+def adapter_factory(env: gym.Env) -> AdapterFactory:
+    """What makes it: adapters by replay change their environment when they are made."""
     if has_own_methods(env):
-        return OwnMethodsAdapter(env)
-    for cls in type(env).__mro__:
-        if cls in _BY_CLASS:
-            return _BY_CLASS[cls](env)
-    return _by_engine(env)(env)
+        return OwnMethodsAdapter
+    registered = (_BY_CLASS[cls] for cls in type(env).__mro__ if cls in _BY_CLASS)
+    return next(registered, None) or _by_engine(env)
 
 
 def _by_engine(env: gym.Env) -> AdapterFactory:
