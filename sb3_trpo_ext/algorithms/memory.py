@@ -54,7 +54,9 @@ class WithMemory(OnPolicyAlgorithm):
 
     @property
     def _remembered(self) -> Remembered:
-        return Remembered(self._last_lstm_states, np.ones(self.n_envs, dtype=bool))
+        # a checkpoint gives it back as a plain tuple
+        memory = None if self._last_lstm_states is None else Memory(*self._last_lstm_states)
+        return Remembered(memory, np.ones(self.n_envs, dtype=bool))
 
     def _begin_without_memory(self) -> None:
         recurrence = self._recurrence

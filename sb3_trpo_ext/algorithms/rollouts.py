@@ -112,14 +112,14 @@ class CallbackRollout:
 
     @property
     def memory(self) -> Memory:
-        return self._algorithm._last_lstm_states
+        return Memory(*self._algorithm._last_lstm_states)  # a checkpoint gives it back as a plain tuple
 
     @memory.setter
     def memory(self, memory: Memory) -> None:
         self._algorithm._last_lstm_states = memory
 
     def begins(self) -> None:
-        self._algorithm._memory_at_start = self._algorithm._last_lstm_states
+        self._algorithm._memory_at_start = None if self._algorithm._last_lstm_states is None else self.memory
         self._callback.on_rollout_start()
 
     def stepped(self, found: dict[str, Any]) -> bool:

@@ -48,11 +48,16 @@ class Attributes:
         return [name for name, value in self._candidates() if name not in self._given and not _is_known(value)]
 
     def _candidates(self) -> list[tuple[str, Any]]:
-        return [(name, value) for name, value in vars(self.owner).items() if name not in self._excluded]
+        return [(name, _plain(value)) for name, value in vars(self.owner).items() if name not in self._excluded]
 
     def _is_state(self, name: str, value: Any) -> bool:
         encoded = _encoded(value)
         return encoded is not None and self._given.get(name, b"") != encoded
+
+
+def _plain(value: Any) -> Any:
+    """A named tuple as a tuple, as whose owner has to take it back."""
+    return tuple(value) if isinstance(value, tuple) and hasattr(value, "_fields") else value
 
 
 def _encoded(value: Any) -> bytes | None:

@@ -25,6 +25,9 @@ from sb3_trpo_ext.sampling.snapshot.layers import with_inner_spaces
 
 _LOOKED_AFTER_ELSEWHERE = ("start_time", "_total_timesteps")
 
+_NOT_IN_ARCHIVES = {"_last_lstm_states"}
+"""What a loaded model does without, as it begins new episodes, and a run that goes on needs."""
+
 
 @dataclass
 class Iterations:
@@ -45,7 +48,8 @@ class Run:
     def __init__(self, model: OnPolicyAlgorithm, iterations: Iterations, root: BaseCallback, folder: Path) -> None:
         assert model.env is not None
         self.model, self.iterations = model, iterations
-        self.attributes = Attributes(model, [*model._excluded_save_params(), *_LOOKED_AFTER_ELSEWHERE])
+        left_out = {*model._excluded_save_params(), *_LOOKED_AFTER_ELSEWHERE} - _NOT_IN_ARCHIVES
+        self.attributes = Attributes(model, left_out)
         self.environments = Environments(model.env, must_be_wrapped=True)
         self.callbacks = CallbackStates(root, model.env)
         self.journal = Journal(folder / "logs.journal")

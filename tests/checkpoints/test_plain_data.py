@@ -55,7 +55,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_values_come_back(value):
     found = loads(dumps(value))
     assert type(found) is type(value) and repr(found) == repr(value)
@@ -85,7 +85,11 @@ class Thing:
     pass
 
 
-@pytest.mark.parametrize("value", [Thing(), Thing, print, os.system, lambda: 1, gym.spaces.Discrete(2)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [Thing(), Thing, print, os.system, lambda: 1, gym.spaces.Discrete(2)],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
 def test_what_is_no_plain_data_is_refused(value):
     with pytest.raises(NotPlainError, match="is not plain data"):
         dumps({"a": [value]})
