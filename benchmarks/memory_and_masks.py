@@ -290,9 +290,7 @@ def of_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument(
-        "--repeats", type=int, help="turns of each with masks (5; 1 with --quick), which are seeds of learning"
-    )
+    parser.add_argument("--repeats", type=int, help="turns of masked policies (5; 1 with --quick), seeds of learning")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
     arguments = parser.parse_args()
     arguments.repeats = arguments.repeats or (1 if arguments.quick else 5)

@@ -14,3 +14,4 @@ def test_the_examples_run():
     for example in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(example, str(PAGE), "exec"), scope)
     assert scope["action"] < 4 and scope["mean"] > 5.0 and issubclass(scope["MyTRPO"], TRPOExt)
+    assert scope["state"][0].shape == (1, 1, 16) and scope["score"] == 1.0
