@@ -29,8 +29,9 @@ class TRPOExt(NaturalGradientExt):
     d = 1 for Discrete and MultiDiscrete), or pass ``kl_reduction="mean"``. Their defaults are
     sb3_contrib's trust region, whichever way it is written.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class); ``"auto"``:
-        MultiInputPolicy for Dict observations, CnnPolicy for images of at least 36 x 36 pixels, else MlpPolicy
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, sb3_contrib's MlpLstmPolicy,
+        CnnLstmPolicy and MultiInputLstmPolicy, or a class); ``"auto"``: MultiInputPolicy for Dict observations,
+        CnnPolicy for images of at least 36 x 36 pixels, else MlpPolicy
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: of ``critic="adam"``; can be a function of the remaining progress (from 1 to 0)
     :param n_steps: steps to run for each environment per update
