@@ -8,7 +8,7 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -144,6 +144,29 @@ def with_keywords_of(base: type, without: Collection[str] = ()) -> Callable[[Con
 
         checked.__signature__ = signature  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def with_defaults(base: type, defaults: Mapping[str, Any]) -> Callable[[Constructor], Constructor]:
+    """Decorator of a constructor that takes what the one of ``base`` takes: these keywords have other defaults.
+
+    :param defaults: by keyword, which callers give by name alone
+    """
+
+    def decorate(constructor: Constructor) -> Constructor:
+        inherited = inspect.signature(base.__init__)  # type: ignore[misc]
+        parameters = [
+            parameter.replace(default=defaults[name]) if name in defaults else parameter
+            for name, parameter in inherited.parameters.items()
+        ]
+
+        @functools.wraps(constructor)
+        def with_these(self: Any, *args: Any, **kwargs: Any) -> None:
+            constructor(self, *args, **{**defaults, **kwargs})
+
+        with_these.__signature__ = inherited.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return with_these  # type: ignore[return-value]
 
     return decorate
 

@@ -22,7 +22,7 @@ FLOORS = [
     r"update|batch_statistics|sequence_problems",
     r"checkpoints|checkpoints\..*",
     r"algorithms\..*",
-    r"zoo\..*|plots|logs|evaluation|testing|zoo|lab\..*|lab",
+    r"compat|zoo\..*|plots|logs|evaluation|testing|zoo|lab\..*|lab",
 ]
 
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trpo_ext.algorithms.arguments import CriticChoice
+from sb3_trpo_ext.algorithms.arguments import CriticChoice, averaged_dimensions
 from sb3_trpo_ext.algorithms.masking import UseMasking
 from sb3_trpo_ext.algorithms.natural_gradient import NaturalGradientExt
 from sb3_trpo_ext.checks import require_count, require_real
@@ -185,6 +185,8 @@ class TRPOExt(NaturalGradientExt):
         self.line_search_max_iter = line_search_max_iter
         self.line_search_accept_ratio = line_search_accept_ratio
         self._constructed(_init_setup_model)
+        if _init_setup_model and verbose >= 1:
+            self._tell_of_the_scale()
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -200,6 +202,18 @@ class TRPOExt(NaturalGradientExt):
             line_search_accept_ratio=self.line_search_accept_ratio,
         )
         return trust_region_step(problem, settings)
+
+    def _tell_of_the_scale(self) -> None:
+        """Print what numbers that were given are in sb3_contrib's, where these differ."""
+        d = averaged_dimensions(self.action_space)
+        given = [name for name in ("target_kl", "cg_damping") if name not in self.derived_arguments]
+        if d == 1 or self.kl_reduction == "mean" or not given:
+            return
+        theirs = [f"{name} / {d}" if callable(v := getattr(self, name)) else f"{name}={v / d:g}" for name in given]
+        print(
+            f"In sb3_contrib.TRPO's numbers, an average over {d} action dimensions, this is {', '.join(theirs)}; "
+            'kl_reduction="mean" takes numbers on that scale'
+        )
 
     def _describe(self) -> str:
         return f"Trust region: {self.target_kl} nats of {super()._describe()}"
