@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := sb3_trpo_ext tests benchmarks
+SOURCES := sb3_trpo_ext tests benchmarks docs
 
-.PHONY: install demo test pytest coverage type lint check-codestyle format commit-checks benchmark-quick build clean
+.PHONY: install demo test pytest coverage type lint check-codestyle format commit-checks benchmark-quick docs build clean
 
 install: $(STAMP)
 
@@ -47,6 +47,11 @@ commit-checks: format type lint
 
 benchmark-quick: install
 	for program in throughput update memory snapshots vine vine_learning learning screening family ladder checkpoints kill_and_resume; do $(RUN) benchmarks/$$program.py --quick --out build/benchmarks || exit 1; done
+
+docs: install
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "site: build/docs/index.html"
 
 build: install
 	$(RUN) -m pip install --quiet build

@@ -172,16 +172,16 @@ def of_defaults(summaries: Mapping[tuple[Pair, str], Summary], report: str) -> s
     return f"{what}\n{scores}; [report.md]({report})."
 
 
-README_MARKS = ("<!-- learning: made by benchmarks/learning.py report --readme -->\n", "<!-- /learning -->")
+PAGE_MARKS = ("<!-- learning: made by benchmarks/learning.py report --page -->\n", "<!-- /learning -->")
 
 
-def put_into_readme(readme: Path, text: str) -> None:
+def put_into_page(page: Path, text: str) -> None:
     """Replace what stands between the two marks."""
-    before, begin, rest = readme.read_text().partition(README_MARKS[0])
-    _, end, after = rest.partition(README_MARKS[1])
+    before, begin, rest = page.read_text().partition(PAGE_MARKS[0])
+    _, end, after = rest.partition(PAGE_MARKS[1])
     if not end:
-        sys.exit(f"{readme}: expected a line {README_MARKS[0].strip()} and, below it, {README_MARKS[1]}")
-    readme.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
+        sys.exit(f"{page}: expected a line {PAGE_MARKS[0].strip()} and, below it, {PAGE_MARKS[1]}")
+    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
 
 
 def say_outdated(runs: Sequence[Run]) -> None:
@@ -218,18 +218,18 @@ def report(arguments: argparse.Namespace) -> None:
     (folder / "report.md").write_text(text)
     (folder / "index.json").write_text(json.dumps(index(runs), indent=1) + "\n")
     print(text)
-    if arguments.readme is not None:
+    if arguments.page is not None:
         table = sections[ZOO, "MuJoCo"].partition("\n\n")[2]  # without its title
         shown = [path for path in pictures if path.name == "mujoco-zoo.png"]
 
         def link(path: Path) -> str:
-            return Path(os.path.relpath(path, arguments.readme.parent)).as_posix()
+            return Path(os.path.relpath(path, arguments.page.parent)).as_posix()
 
         links = [f"![Return against steps and against time]({link(path)})" for path in shown]
         caption = CAPTION.format(
             defaults=of_defaults(summaries, link(folder / "report.md")), tuning=link(folder.parent / "tuning" / "README.md")
         )
-        put_into_readme(arguments.readme, "\n\n".join([caption, *links, table]))
+        put_into_page(arguments.page, "\n\n".join([caption, *links, table]))
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:

@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
         help="put behind the processor's name, where that does not tell machines of another speed apart:"
         " times are compared only between runs on the same",
     )
-    parser.add_argument("--readme", type=Path, help="of report: put the table into this file too, between its marks")
+    parser.add_argument("--page", type=Path, help="of report: put the table into this file too, between its marks")
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {arguments.jobs}")

@@ -24,7 +24,7 @@ class TRPO(TRPOExt):
     Three differences stay: the KL is KL(π_old ‖ π_θ) in the line search, too; a step that fails its checks leaves the
     policy as it was; and ``sub_sampling_factor`` thins the Fisher product alone, not the whole batch.
 
-    All arguments are those of :class:`~sb3_trpo_ext.TRPOExt`; only these four have another default.
+    All arguments are those of :class:`~sb3_trpo_ext.TRPOExt`. These four have other defaults:
 
     :param kl_reduction: ``"mean"``, over action dimensions
     :param critic: ``"adam"``

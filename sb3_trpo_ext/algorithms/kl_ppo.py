@@ -30,7 +30,7 @@ class KLPPOExt(OnPolicyExt):
     and no ``vf_coef``: the critic is fitted on its own after the policy, by ``critic`` as in
     :class:`~sb3_trpo_ext.TRPOExt`, and never moves it. Advantages are normalised over the rollout, not over the
     minibatch. ``target_kl`` is what β is adapted towards; SB3's early stop of that name is ``max_kl``.
-    The keywords that are not listed are those of :class:`~sb3_trpo_ext.TRPOExt`.
+    All other keywords are those of :class:`~sb3_trpo_ext.TRPOExt`.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)

@@ -29,7 +29,7 @@ class NPGExt(NaturalGradientExt):
     tried with half the conjugate gradient steps, and so on, as with little ``cg_damping`` the last of them lead far; if
     the KL is still beyond ten times δ after the first, the outcome is ``beyond_radius`` and the policy stays as it was. So it
     does where a step leads to something not finite.
-    The keywords that are not listed are those of :class:`~sb3_trpo_ext.TRPOExt`, with the same defaults.
+    All other keywords are those of :class:`~sb3_trpo_ext.TRPOExt`, with the same defaults.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)

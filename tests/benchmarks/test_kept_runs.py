@@ -1,4 +1,4 @@
-"""The runs that are kept in the repository, and what README and report say of them."""
+"""The runs that are kept in the repository, and what the page and the report say of them."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _learning_report import README_MARKS, index, report
+from _learning_report import PAGE_MARKS, index, report
 from _results import DEFAULT_NORM, GROUPS, ZOO, Results
 from _runs import outdated, path_of, read_all
 from _settings import BUDGETS, setting_of
@@ -17,6 +17,7 @@ from sb3_trpo_ext import TRPOExt
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results" / "learning"
 ENV_IDS = GROUPS["MuJoCo"]
+PAGE = "docs/benchmarks.md"
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +43,19 @@ def test_the_index_is_of_them(runs):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What ``report --readme`` makes of them now, in a folder of its own, with short bootstraps."""
+    """What ``report --page`` makes of them now, in a folder of its own, with short bootstraps."""
     root = tmp_path_factory.mktemp("made")
     folder = root / FOLDER.relative_to(ROOT)
     for path in FOLDER.glob("*/*/*.csv"):
         copy = folder / path.relative_to(FOLDER)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    (root / "README.md").write_text("".join(README_MARKS))
+    (root / PAGE).parent.mkdir()
+    (root / PAGE).write_text("".join(PAGE_MARKS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("_scores.REPEATS", 50)
         patch.setattr("_learning_report.draw_all", lambda _, into: [into / name for name in PICTURES])
-        report(argparse.Namespace(folder=folder, seeds=range(10), readme=root / "README.md", quick=False))
+        report(argparse.Namespace(folder=folder, seeds=range(10), page=root / PAGE, quick=False))
     return root
 
 
@@ -73,15 +75,15 @@ def test_the_report_is_of_them(made):
     assert {path.name for path in FOLDER.glob("*.png")} == set(PICTURES)
 
 
-def test_the_readme_is_of_them(made):
-    begin, end = README_MARKS
-    kept, now = ((root / "README.md").read_text().partition(begin)[2].partition(end)[0] for root in (ROOT, made))
+def test_the_page_is_of_them(made):
+    begin, end = PAGE_MARKS
+    kept, now = ((root / PAGE).read_text().partition(begin)[2].partition(end)[0] for root in (ROOT, made))
     assert without_intervals(kept) == without_intervals(now)
 
 
 def test_intervals_are_about_those_of_a_bootstrap_by_hand(results):
     rng, random = np.random.default_rng(0), results.random(ENV_IDS)
-    for pair, page in ((ZOO, "README.md"), (DEFAULT_NORM, "benchmarks/results/learning/report.md")):
+    for pair, page in ((ZOO, PAGE), (DEFAULT_NORM, "benchmarks/results/learning/report.md")):
         finals = [results.finals(name, ENV_IDS) for name in pair[1:]]
         drawn = []
         for _ in range(2000):
@@ -90,13 +92,13 @@ def test_intervals_are_about_those_of_a_bootstrap_by_hand(results):
             scores = np.sort(((ours - random) / (theirs.mean(axis=0) - random)).ravel())
             cut = len(scores) // 4
             drawn.append(scores[cut : len(scores) - cut].mean())
-        text = (ROOT / page).read_text().partition(f"### MuJoCo, {pair.title}\n" if page != "README.md" else "### Learning")[2]
+        text = (ROOT / page).read_text().partition(f"### MuJoCo, {pair.title}\n" if page != PAGE else PAGE_MARKS[0])[2]
         low, high = re.search(r"interquartile mean of normalised scores: [\d.]+ \[([\d.]+), ([\d.]+)\]", text).groups()
         np.testing.assert_allclose([float(low), float(high)], np.percentile(drawn, [2.5, 97.5]), atol=0.03)
 
 
-def test_the_readme_spells_out_the_setting_of_hopper():
-    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+def test_the_guide_spells_out_the_setting_of_hopper():
+    blocks = (ROOT / "docs" / "guide" / "zoo.md").read_text().split("```python\n")[1:]
     (block,) = [text for block in blocks if "VecNormalize(" in (text := block.partition("```")[0])]
     names = {"TRPOExt": TRPOExt}
     exec(block.partition("model.learn(1_000_000)")[0], names)

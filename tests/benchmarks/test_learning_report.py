@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from _learning_report import cells_of_times, index, of_defaults, put_into_readme, report, runs_section, section
+from _learning_report import cells_of_times, index, of_defaults, put_into_page, report, runs_section, section
 from _learning_summary import Bar, bars, in_words, standing, summaries_of
 from _results import NEVER, ZOO, Curves, Results, Timed, median_time_ratio, time_ratio
 from _runs import Run, path_of, read_all, write
@@ -50,8 +50,8 @@ def results_of(folder):
     return Results(read_all(folder), range(10))
 
 
-def arguments_of(folder, *, readme=None, quick=False):
-    return argparse.Namespace(folder=folder, seeds=range(10), readme=readme, quick=quick)
+def arguments_of(folder, *, page=None, quick=False):
+    return argparse.Namespace(folder=folder, seeds=range(10), page=page, quick=quick)
 
 
 def test_seeds_that_were_run_on_all_environments_count_together(folder):
@@ -278,7 +278,7 @@ def test_bars_are_judged_by_what_was_run(folder):
     assert cpu.met is False and cpu.reached.startswith("0.67 ") and wall.met is False
     assert [iqm.verdict, cpu.verdict] == ["met so far", "missed so far"]
     whole = [bar._replace(so_far=False, stretch=True).verdict for bar in (iqm, cpu)]
-    assert whole == ["stretch met", "missed"] and Bar("", "", True, "").verdict == "met"
+    assert whole == ["further goal met", "missed"] and Bar("", "", True, "").verdict == "met"
 
 
 def test_every_run_is_listed_with_its_processor(folder):
@@ -312,7 +312,7 @@ def test_runs_from_before_a_keyword_are_put_together_with_later_ones_of_the_same
     assert kind["setting"]["arguments"] == after and kind["runs"] == {"Hopper-v5": [0, 1]}
 
 
-def test_the_readme_says_how_default_arguments_compare(folder, tmp_path):
+def test_the_page_says_how_default_arguments_compare(folder, tmp_path):
     folder = tmp_path / "defaults"
     runs = [made_up(RANDOM, "Hopper-v5", 0, -1000.0)]
     for seed in range(3):
@@ -328,16 +328,16 @@ def test_the_readme_says_how_default_arguments_compare(folder, tmp_path):
     assert "as far as they were run" in of_defaults({}, "report.md")
 
 
-def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        "before\n<!-- learning: made by benchmarks/learning.py report --readme -->\nold\n<!-- /learning -->\nafter\n"
+def test_the_report_writes_tables_pictures_and_the_page(folder, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- learning: made by benchmarks/learning.py report --page -->\nold\n<!-- /learning -->\nafter\n"
     )
-    report(arguments_of(folder, readme=readme))
+    report(arguments_of(folder, page=page))
     assert (folder / "report.md").read_text() in capsys.readouterr().out
     assert json.loads((folder / "index.json").read_text())["runs"]
     assert {path.name for path in folder.glob("*.png")} == {"classic-zoo.png", "profiles.png"}
-    text = readme.read_text()
+    text = page.read_text()
     assert "tuned on v5" in text and "(report.md)" in text
     assert text.startswith("before\n") and text.endswith("<!-- /learning -->\nafter\n")
     # a picture that was not drawn is not linked
@@ -345,7 +345,7 @@ def test_the_report_writes_tables_pictures_and_the_readme(folder, tmp_path, caps
     assert "(classic-zoo.png)" in (folder / "report.md").read_text()
     (tmp_path / "other.md").write_text("no marks")
     with pytest.raises(SystemExit, match="expected a line"):
-        put_into_readme(tmp_path / "other.md", "")
+        put_into_page(tmp_path / "other.md", "")
     with pytest.raises(SystemExit, match="no runs below"):
         report(arguments_of(tmp_path / "empty"))
 

@@ -30,13 +30,13 @@ class VecSnapshot(NamedTuple):
 class VecSimulator:
     """A ``VecEnv`` whose environments return to states that any of them has been in.
 
-    ```
-    snapshot = simulator.snapshot(index=3)                # while the trunk goes on
-    with simulator.branching():
-        observation = simulator.restore(0, snapshot, seed=7)
-        observations, rewards, dones, infos = simulator.step(actions)
-    # the trunk stands where it stood, random generators, statistics and files included
-    ```
+    .. code-block:: python
+
+        snapshot = simulator.snapshot(index=3)                # while the trunk goes on
+        with simulator.branching():
+            observation = simulator.restore(0, snapshot, seed=7)
+            observations, rewards, dones, infos = simulator.step(actions)
+        # the trunk stands where it stood, random generators, statistics and files included
 
     :param venv: wrappers of SB3's over a ``DummyVecEnv`` or ``SubprocVecEnv`` over environments whose
         outermost wrapper is :class:`SnapshotWrapper`
