@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := sb3_trpo_ext tests benchmarks docs
+SOURCES := sb3_trpo_ext tests benchmarks docs examples
 
 .PHONY: install demo test pytest coverage type lint check-codestyle format commit-checks benchmark-quick docs build clean
 

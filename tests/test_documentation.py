@@ -58,6 +58,8 @@ def test_the_code_runs_from_top_to_bottom(page, one_rollout, monkeypatch, tmp_pa
         for block in blocks(page):
             exec(compile(block, str(page), "exec"), scope)
     finally:
+        if isinstance(model := scope.get("model"), OnPolicyExt) and hasattr(model, "_logger"):
+            model.logger.close()
         _BY_CLASS.clear()
         _BY_CLASS.update(known)
 
