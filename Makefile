@@ -54,8 +54,9 @@ docs: install
 	@echo "site: build/docs/index.html"
 
 build: install
-	$(RUN) -m pip install --quiet build
+	$(RUN) -m pip install --quiet build twine
 	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -1,4 +1,4 @@
-"""How well each way of fitting V foretells returns, all of them on the same rollouts.
+"""How well each way of fitting V predicts returns, all of them on the same rollouts.
 
     python benchmarks/critic.py [--quick] [--envs HalfCheetah-v5 ...] [--out DIR]
 

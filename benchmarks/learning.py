@@ -51,7 +51,7 @@ def is_there(arguments: argparse.Namespace, algorithm: str, env_id: str, seed: i
         print(f"{error}; run again", flush=True)
         return False
     if changed:
-        print(f"{path}: passed over, though it was run with another setting ({', '.join(changed)})", flush=True)
+        print(f"{path}: skipped: it was run with another setting ({', '.join(changed)})", flush=True)
     return True
 
 

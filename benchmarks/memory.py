@@ -189,7 +189,7 @@ def draw(ax: Axes, usages: dict[str, list[Usage]], n_states: int) -> None:
     ax.set_yticks(range(len(shown)), [variant.name for variant in shown])
     ax.invert_yaxis()
     reference = Spread.of(megabytes(usages[REFERENCE])).median
-    for ratio, label in ((BAR, "bar"), (STRETCH, "stretch")):
+    for ratio, label in ((BAR, "goal"), (STRETCH, "further goal")):
         ax.axvline(reference / ratio, color="tab:red", ls="-" if ratio == BAR else ":", label=label)
     ax.set(xlabel="MB above the start", title=f"Peak memory of one update, CnnPolicy, {n_states:,} frames 84x84x4")
     ax.legend(loc="lower right")
@@ -219,7 +219,7 @@ def main() -> None:
     usages = measure_all(QUICK if arguments.quick else VARIANTS, arguments.states, arguments.cg_steps, arguments.repeats)
     comparisons = compare(usages, arguments.states)
     print_usages(usages, arguments.states)
-    print_comparisons(f"Peak memory (stretch: {STRETCH:.2f})", comparisons)
+    print_comparisons(f"Peak memory (further goal: {STRETCH:.2f})", comparisons)
     content = {
         "usages": {name: [usage._asdict() for usage in figures] for name, figures in usages.items()},
         "comparisons": [comparison.as_json() for comparison in comparisons],

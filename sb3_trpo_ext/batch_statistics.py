@@ -27,7 +27,7 @@ Pass = Callable[[slice], Any]
 def refresh_running_statistics(
     agent: Agent, samples: RolloutBufferSamples, units: Units, problem: PolicyProblem, largest_kl: float
 ) -> None:
-    """Running statistics, as of BatchNorm, become those of the batch, as far as this leaves room for a step.
+    """Set running statistics, as of BatchNorm, to those of the batch, as far as the bound on the KL allows.
 
     That is where KL(π_old ‖ π_θ) comes to a quarter of its bound, and the step to half of its length. Both are
     measured from the policy that acted, and the step is made in evaluation mode.

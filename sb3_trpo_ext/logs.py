@@ -111,7 +111,7 @@ def _read_events(folder: Path) -> Log:
 def read_runs(folder: Path) -> list[Log]:
     """Every run in or below a folder; a run with both kinds of file is read from its ``progress.csv``.
 
-    A run that has not logged anything yet is passed over with a warning, unless there is no other.
+    A run that has not logged anything yet is skipped with a warning, unless there is no other.
 
     :raises FileNotFoundError: where there is neither
     :raises ValueError: for a ``progress.csv`` that is not SB3's
@@ -123,7 +123,7 @@ def read_runs(folder: Path) -> list[Log]:
     empty = [run for run, path in tables.items() if path.stat().st_size == 0]
     if len(empty) < len(tables) + len(events):
         for run in empty:
-            warn_user(f"{tables.pop(run)} is empty: this run is passed over")
+            warn_user(f"{tables.pop(run)} is empty: this run is skipped")
     return [*map(read_progress, tables.values()), *map(_read_events, sorted(events))]
 
 

@@ -8,6 +8,7 @@ column each with common scales. How to read it: docs/diagnostics.md.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -280,7 +281,9 @@ def main() -> None:
     try:
         require_picture(arguments.out)
         groups = {str(folder): read_runs(folder) for folder in arguments.folders}
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except ImportError as error:
+        sys.exit(str(error))
+    except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     save_page(groups, arguments.out)
     print(arguments.out)

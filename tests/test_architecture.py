@@ -1,4 +1,4 @@
-"""The direction of the arrows: a room imports only from floors below it (docs/architecture.md)."""
+"""Imports point downward, from one layer to those below it (docs/architecture.md)."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from sb3_trpo_ext import KLPPOExt, NPGExt, TRPOExt
 
 PACKAGE = Path(sb3_trpo_ext.__file__).parent
 
-FLOORS = [
+LAYERS = [
     r"numerics\..*",
     r"checks|distributions|masks|observations|objectives|originals|recurrence|standard_policies|steps",
     r"trust_region|kl_penalty|policy_problem|old_policy|critic|critic\..*|sampling\..*",
@@ -33,11 +33,11 @@ def modules():
             yield name, path
 
 
-def floor_of(module):
-    for height, pattern in enumerate(FLOORS):
+def layer_of(module):
+    for height, pattern in enumerate(LAYERS):
         if re.fullmatch(pattern, module) or re.fullmatch(pattern, module + "."):
             return height
-    raise AssertionError(f"{module} is on no floor: give it one here and in docs/architecture.md")
+    raise AssertionError(f"{module} is in no layer: give it one here and in docs/architecture.md")
 
 
 def is_module(name):
@@ -64,10 +64,10 @@ def test_imports_point_downward():
     for name, path in modules():
         for imported in imports(path):
             if imported == "sb3_trpo_ext":
-                assert floor_of(name) == len(FLOORS) - 1, f"{name} imports the whole package"
+                assert layer_of(name) == len(LAYERS) - 1, f"{name} imports the whole package"
             elif imported.startswith("sb3_trpo_ext."):
                 target = imported.removeprefix("sb3_trpo_ext.")
-                assert floor_of(target) <= floor_of(name), f"{name} imports {target}, which is above it"
+                assert layer_of(target) <= layer_of(name), f"{name} imports {target}, which is above it"
 
 
 def test_imports_go_round_nowhere():
@@ -88,7 +88,7 @@ def test_the_ground_floor_knows_torch_alone():
 
 def test_training_needs_neither_the_zoo_nor_sb3_contrib():
     for name, path in modules():
-        if floor_of(name) < 6:
+        if layer_of(name) < 6:
             assert not packages(path) & {"rl_zoo3", "sb3_contrib", "matplotlib"}, name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch as th
@@ -17,7 +18,10 @@ def main() -> None:
     arguments = parser.parse_args()
     th.set_num_threads(1)
     picture = arguments.out if arguments.out.suffix else arguments.out.with_suffix(".png")
-    draw_page(picture, small=arguments.small)
+    try:
+        draw_page(picture, small=arguments.small)
+    except ImportError as error:
+        sys.exit(str(error))
     print(f"picture: {picture}")
 
 

@@ -24,7 +24,7 @@ def gradient_step(
     :param max_grad_norm: clip the gradient's norm at this; 0 for no clipping
     :param group: of whose losses the sum is meant
     """
-    # parameters without a gradient are passed over by torch's optimizers
+    # torch's optimizers skip parameters without a gradient
     optimizer.zero_grad()
     loss.backward()
     sum_gradients(parameters.tensors, group)

@@ -29,7 +29,7 @@ class FlatParameters:
     def reached_by(cls, outputs: Sequence[th.Tensor], module: nn.Module) -> FlatParameters:
         """The parameters of ``module`` that ``outputs`` depend on, found from the autograd graph.
 
-        :param outputs: tensors computed from the module; those without a graph are passed over
+        :param outputs: tensors computed from the module; those without a graph are skipped
         :param module: whose parameters are asked for; its order is kept
         """
         candidates = [parameter for parameter in module.parameters() if parameter.requires_grad]

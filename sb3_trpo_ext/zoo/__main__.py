@@ -51,7 +51,10 @@ def main() -> None:
         return
     if verb not in VERBS:
         sys.exit(f"{usage()}\n\nexpected one of the verbs, got {verb}")
-    register()
+    try:
+        register()
+    except ImportError as error:
+        sys.exit(str(error))
     from rl_zoo3.cli import main as rl_zoo3_main
 
     if verb == "train":

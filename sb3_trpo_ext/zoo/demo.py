@@ -47,7 +47,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    register()
+    try:
+        register()
+    except ImportError as error:
+        sys.exit(str(error))
     run, log = train(arguments.out, arguments.seed)
     model = TRPOExt.load(run / f"{ENV_ID}.zip", device="cpu")
     env = make_vec_env(ENV_ID, seed=10_000 + arguments.seed)

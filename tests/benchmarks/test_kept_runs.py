@@ -16,6 +16,7 @@ from sb3_trpo_ext import TRPOExt
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results" / "learning"
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the source archive comes without results")
 ENV_IDS = GROUPS["MuJoCo"]
 PAGE = "docs/benchmarks.md"
 

@@ -152,7 +152,7 @@ def test_a_file_of_another_setting_is_passed_over_and_said(tmp_path, capsys):
     assert not is_there(arguments, "trpo_ext_zoo", "CartPole-v1", 0)
     for found, said in (
         ({}, ""),
-        ({"setting": {**setting._asdict(), "n_envs": 7}}, "passed over, though it was run with another setting (setting)"),
+        ({"setting": {**setting._asdict(), "n_envs": 7}}, "skipped: it was run with another setting (setting)"),
         ({"resolved": {**now["resolved"], "cg_max_steps": 10}}, "(setting)"),  # a default of then
     ):
         write(Run({**run.about, **found}, run.rows), path_of(tmp_path, "trpo_ext_zoo", "CartPole-v1", 0))

@@ -144,7 +144,7 @@ def test_plot_train(trained, plot):
 @pytest.mark.filterwarnings("ignore")
 def test_all_plots_and_plot_from_file(trained, plot):
     folder, _ = trained
-    for seed in (1, 2):  # one run alone is passed over by plot_from_file
+    for seed in (1, 2):  # plot_from_file skips one run alone
         shutil.copytree(folder / "logs/trpo_ext/CartPole-v1_1", folder / f"two/trpo_ext/CartPole-v1_{seed}")
     options = ("-a", "trpo_ext", "-e", "CartPole-v1", "-f", "two", "--no-million", "-o", "gathered")
     table, (gathered,) = plot(folder, "all_plots", *options)
