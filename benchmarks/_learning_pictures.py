@@ -13,14 +13,21 @@ from _scores import Statistic, interval, performance_profile
 from matplotlib.axes import Axes
 
 LEVELS = np.linspace(0.0, 4.0, 81)
-COLORS = {
-    "trpo_ext_zoo": "tab:blue",
-    "sb3_contrib_zoo": "tab:orange",
-    "trpo_ext_default": "tab:cyan",
-    "sb3_contrib_default": "tab:red",
-    "trpo_ext_default_norm": "tab:green",
-    "sb3_contrib_default_norm": "tab:brown",
+OURS, THEIRS = ("TRPOExt", "tab:blue"), ("sb3_contrib.TRPO", "tab:orange")
+STYLES = {
+    "trpo_ext_zoo": (*OURS, "", "-"),
+    "sb3_contrib_zoo": (*THEIRS, "", "-"),
+    "trpo_ext_default": (*OURS, ", defaults", ":"),
+    "sb3_contrib_default": (*THEIRS, ", defaults", ":"),
+    "trpo_ext_default_norm": (*OURS, ", defaults, normalised", "--"),
+    "sb3_contrib_default_norm": (*THEIRS, ", defaults, normalised", "--"),
 }
+"""Library, its one colour, with which settings, and their line."""
+
+
+def style_of(name: str) -> dict[str, str]:
+    library, color, settings, line = STYLES[name]
+    return {"color": color, "ls": line, "label": library + settings}
 
 
 def mean_with_interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,9 +39,10 @@ def mean_with_interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 def draw_curve(ax: Axes, x: np.ndarray, curves: Curves, name: str) -> None:
     mean, low, high = mean_with_interval(curves.returns)
-    ax.plot(x, mean, color=COLORS[name], label=f"{name} ({len(curves.returns)})", lw=1.5)
+    style = style_of(name)
+    ax.plot(x, mean, lw=1.5, **{**style, "label": f"{style['label']} ({len(curves.returns)} seeds)"})
     if len(curves.returns) >= LEAST_SEEDS:
-        ax.fill_between(x, low, high, color=COLORS[name], alpha=0.2, lw=0)
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
 
 
 def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str], folder: Path, name: str) -> Path | None:
@@ -46,7 +54,7 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
     shown = [env_id for env_id in env_ids if any(results.seeds(algorithm, env_id) for _, algorithm in names)]
     if not shown:
         return None
-    drawing, axes = new_figure(4.2 * len(shown), 7.0, 2, len(shown))
+    drawing, axes = new_figure(3.4 * len(shown), 6.4, 2, len(shown))
     for column, env_id in enumerate(shown):
         for pair, algorithm in names:
             if results.seeds(algorithm, env_id):
@@ -58,7 +66,7 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
                 draw_curve(axes[1, column], curves.seconds["wall"].mean(axis=0), curves, algorithm)
                 axes[1, column].set(title=f"on {timed.cpu}")
         axes[0, column].set(title=env_id, xlabel="timesteps")
-        axes[1, column].set(xlabel="seconds of training, wall-clock, one thread")
+        axes[1, column].set(xlabel="seconds of training")
         for ax in axes[:, column]:
             ax.grid(alpha=0.3)
             if ax.lines:
@@ -66,7 +74,7 @@ def draw_curves(results: Results, pairs: Sequence[Pair], env_ids: Sequence[str],
             else:
                 ax.text(0.5, 0.5, "no common processor", ha="center", va="center", transform=ax.transAxes)
     for ax in axes[:, 0]:
-        ax.set_ylabel("return, mean over seeds with 95% interval")
+        ax.set_ylabel("return, mean and 95% interval")
     return save_figure(drawing, folder, name)
 
 
@@ -77,8 +85,8 @@ def on_itself(statistic: Statistic, reference: np.ndarray) -> np.ndarray | float
 
 def draw_profile(ax: Axes, name: str, profile_of: Statistic, *samples: np.ndarray) -> None:
     profile = interval(profile_of, *samples, effort=0.1)
-    ax.plot(LEVELS, profile.estimate, color=COLORS[name], label=name)
-    ax.fill_between(LEVELS, profile.low, profile.high, color=COLORS[name], alpha=0.2, lw=0)
+    ax.plot(LEVELS, profile.estimate, **style_of(name))
+    ax.fill_between(LEVELS, profile.low, profile.high, color=STYLES[name][1], alpha=0.2, lw=0)
 
 
 def draw_profiles(

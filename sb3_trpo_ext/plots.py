@@ -76,15 +76,16 @@ PANELS = (
 )
 
 
-def draw_page(groups: Mapping[str, Sequence[Log]]) -> Figure:
-    """All panels: in two rows for one group of runs; a column for each of several, with common scales.
+def draw_page(groups: Mapping[str, Sequence[Log]], columns: int = 4) -> Figure:
+    """All panels: in rows for one group of runs; a column for each of several, with common scales.
 
     :param groups: by title, runs that differ in their seeds
+    :param columns: of panels, for one group: a divisor of the number of panels
     """
     with needs_extra(_PICTURES_NEED, "plots"):
         from matplotlib.figure import Figure
 
-    shape = (2, len(PANELS) // 2) if len(groups) == 1 else (len(PANELS), len(groups))
+    shape = (len(PANELS) // columns, columns) if len(groups) == 1 else (len(PANELS), len(groups))
     common: Literal["row", "none"] = "row" if len(groups) > 1 else "none"
     figure = Figure(figsize=(4.6 * shape[1], 3.3 * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False, sharex=common, sharey=common)
