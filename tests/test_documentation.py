@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sb3_trpo_ext
-from sb3_trpo_ext import KLPPOExt, NPGExt, SnapshotWrapper, TRPOExt, VineRolloutBuffer
+from sb3_trpo_ext import KLPPOExt, NPGExt, SnapshotWrapper, TRPOExt, VineRolloutBuffer, distributions
 from sb3_trpo_ext.algorithms.base import OnPolicyExt
 from sb3_trpo_ext.compat import TRPO
 from sb3_trpo_ext.sampling.snapshot.adapters import _BY_CLASS
@@ -53,6 +53,7 @@ def test_the_code_runs_from_top_to_bottom(page, one_rollout, monkeypatch, tmp_pa
         pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     known = dict(_BY_CLASS)
+    monkeypatch.setattr(distributions, "_FAMILIES", dict(distributions._FAMILIES))
     scope = {"__name__": "page"}
     try:
         for block in blocks(page):
@@ -69,6 +70,7 @@ ZOO = Path(__import__("rl_zoo3").__file__).parent
 SOURCES = {
     "zoo train": [ZOO / "train.py"],
     "zoo enjoy": [ZOO / "enjoy.py"],
+    "zoo record_video": [ZOO / "record_video.py"],
     "zoo plot_train": [ZOO / "plots" / "plot_train.py"],
     "zoo all_plots": [ZOO / "plots" / "all_plots.py"],
     "zoo plot_from_file": [ZOO / "plots" / "plot_from_file.py"],

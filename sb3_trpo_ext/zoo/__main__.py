@@ -6,6 +6,7 @@ Without ``--conf-file``, ``train`` with one of our algorithms uses the hyperpara
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 
 from sb3_trpo_ext.zoo.registration import ALGORITHMS, config_path, register
@@ -13,6 +14,7 @@ from sb3_trpo_ext.zoo.registration import ALGORITHMS, config_path, register
 VERBS = {
     "train": "train, resume (-i MODEL) or search hyperparameters (-optimize)",
     "enjoy": "watch or evaluate a trained model",
+    "record_video": "film a trained model",
     "plot_train": "plot training returns of runs below a log folder",
     "all_plots": "gather evaluations of several runs into curves, a table and a file",
     "plot_from_file": "plot what all_plots gathered",
@@ -57,6 +59,10 @@ def main() -> None:
         sys.exit(str(error))
     from rl_zoo3.cli import main as rl_zoo3_main
 
+    if verb == "record_video":  # a script of rl_zoo3's that is not among its own verbs
+        del sys.argv[1]
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+        return
     if verb == "train":
         sys.argv[2:] = with_own_config(sys.argv[2:])
     rl_zoo3_main()

@@ -74,6 +74,12 @@ def test_train(trained):
     assert TRPOExt.load(run / "CartPole-v1.zip", device="cpu").num_timesteps >= 2048
 
 
+def test_record_video(trained):
+    folder, _ = trained
+    zoo("record_video", "--algo", "trpo_ext", "--env", "CartPole-v1", "-f", "logs", "-n", 10, cwd=folder)
+    assert list((folder / "logs").rglob("videos/*.mp4"))
+
+
 def test_enjoy(trained):
     folder, _ = trained
     options = ("--algo", "trpo_ext", "--env", "CartPole-v1", "-f", "logs", "--no-render", "-n", 600)
