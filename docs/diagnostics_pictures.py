@@ -1,4 +1,4 @@
-"""Makes ``healthy.png`` and ``sick.png`` of the page on reading a run: ``python docs/diagnostics_pictures.py``, a minute or two."""
+"""Draws ``healthy.png`` and ``sick.png`` for the page on reading a run; takes a minute or two."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -27,8 +27,8 @@ class NPGExt(NaturalGradientExt):
 
     The KL of the step is logged, not tested, up to ten times δ: beyond that F says nothing of the KL. Such a step is
     tried with half the conjugate gradient steps, and so on, as with little ``cg_damping`` the last of them lead far; if
-    the KL is still beyond ten times δ after the first, the outcome is ``beyond_radius`` and the policy stays as it was. So it
-    does where a step leads to something not finite.
+    the KL is still beyond ten times δ after the first, the outcome is ``beyond_radius`` and the policy stays as it was. The
+    same happens where a step leads to NaN or infinity.
     All other keywords are those of :class:`~sb3_trpo_ext.TRPOExt`, with the same defaults.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
