@@ -82,10 +82,10 @@ SOURCES = {
 
 def commands():
     for page in PAGES:
-        for block in re.findall(r"```(?:sh)?\n(.*?)```", page.read_text(), re.DOTALL):
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
                 found = re.search(r"python -m sb3_trpo_ext\.(zoo \w+|plots|lab)(.*)", line.partition("  #")[0])
-                if found:
+                if found and language in ("", "sh"):
                     yield page.name, found[1], found[2]
 
 
