@@ -192,6 +192,19 @@ def test_a_fit_of_a_network_whose_output_layer_is_not_known_comes_to_move(scale,
     assert explained(network, x, returns) > 0.2
 
 
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3])
+def test_small_returns_that_v_itself_bootstraps_are_fitted(scale, activation):
+    """A new V is far larger than the rewards, and part of every target."""
+    network, x = critic_and_states(activation, 512)
+    rewards, damping = scale * (th.sin(x.sum(dim=1)) + 0.5 * x[:, 0] * x[:, 1]), 0.1
+    for _ in range(8):
+        returns = rewards + 0.05 * network(x).flatten().detach()
+        problem = problem_of(network, x, returns, mlp=True, head=network[-1])
+        _, damping = fit_gauss_newton(problem, damping, GaussNewtonSettings())
+    assert explained(network, x, returns) > 0.35
+
+
 def test_the_damping_of_an_archive_that_stood_still_does_not_hold_back_the_next_fit():
     network, x = critic_and_states(nn.ReLU, 512)
     returns = 1e6 * th.sin(x.sum(dim=1))

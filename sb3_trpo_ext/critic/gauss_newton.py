@@ -27,7 +27,10 @@ class GaussNewtonSettings:
     restart_damping: float = 0.1
     """λ of a fit that starts from a constant V, at most: one that was found for another V says nothing of it."""
     largest_ratio: float = 1000.0
-    """Of V's and the returns' sizes: beyond this V is no start for a fit."""
+    """Of the returns' size to V's: beyond this V is no start for a fit."""
+    largest_error: float = 10.0
+    """Of V, in units of the returns' size: beyond this V is no start for a fit. Far smaller than ``largest_ratio``, as
+    returns that V itself bootstraps are never far smaller than V; where V of a new policy does no harm it is near 1."""
 
 
 def fit_gauss_newton(problem: CriticProblem, damping: float, settings: GaussNewtonSettings) -> tuple[CriticReport, float]:
@@ -69,7 +72,7 @@ def _is_start(problem: CriticProblem, loss: float, settings: GaussNewtonSettings
     """Whether V is of the returns' size. One that is too large may be right elsewhere, unless the batch is large."""
     values, returns = problem.sizes()
     is_too_small = settings.largest_ratio * values < returns
-    is_too_large = settings.largest_ratio * returns < math.sqrt(loss) and _outweighs_phi(problem, settings)
+    is_too_large = settings.largest_error * returns < math.sqrt(loss) and _outweighs_phi(problem, settings)
     return not (is_too_small or is_too_large)
 
 
