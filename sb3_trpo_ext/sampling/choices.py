@@ -31,7 +31,7 @@ class Choices:
             row, i = np.argwhere(beyond)[0]
             advice = "; SB3 knows no start: subtract it in a wrapper" if np.any(getattr(self._space, "start", 0)) else ""
             expected = f"observations in {self._space} must be integers from 0 to {self.sizes[i] - 1}"
-            raise ValueError(f"{expected}, got {rows[row, i]}{advice}")
+            raise ValueError(f"{expected}, got {observations.reshape(rows.shape)[row, i]}{advice}")
         return rows
 
 

@@ -284,6 +284,14 @@ def test_a_number_that_is_no_choice_is_named_with_its_space(way, kind, bad):
         acted(way, policy, obs)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_came_is_named_as_it_came(way):
+    obs = np.full(E, 1.0)
+    obs[2] = 5.5
+    with pytest.raises(ValueError, match=r"observations in Discrete\(5\) must be integers from 0 to 4, got 5\.5$"):
+        acted(way, policy_of(spaces.Discrete(5), ACTION_SPACES["box"]), obs)
+
+
 def test_an_observation_space_with_a_start_is_told_of():
     space = spaces.Discrete(5, start=3)
     with pytest.raises(ValueError, match=r"in Discrete\(5, start=3\) must be .* 0 to 4, got 7; SB3 knows no start: subtract"):
