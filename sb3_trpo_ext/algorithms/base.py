@@ -25,7 +25,7 @@ from sb3_trpo_ext.algorithms.agents import WithAgent
 from sb3_trpo_ext.algorithms.archives import WithArchives
 from sb3_trpo_ext.algorithms.arguments import CRITIC_FOLLOWS, CriticChoice, PolicyOfObservations
 from sb3_trpo_ext.algorithms.environments import WithRestorableEnvironments
-from sb3_trpo_ext.algorithms.faults import Fault
+from sb3_trpo_ext.algorithms.faults import Fault, require_trainable
 from sb3_trpo_ext.algorithms.learning import WithLearn
 from sb3_trpo_ext.algorithms.masking import MASKABLE, UseMasking, check_use_masking
 from sb3_trpo_ext.algorithms.reporting import WithRecords, record_explained_variance, record_update
@@ -204,7 +204,11 @@ class OnPolicyExt(WithLearn, WithAgent, WithArchives, WithRecords, WithRestorabl
 
     @th.enable_grad()
     def train(self) -> None:
-        """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted."""
+        """Update policy and critic from the current rollout buffer, or neither if it cannot be trusted.
+
+        :raises ValueError: if there is nothing that could be trained
+        """
+        require_trainable(self.policy)
         self._update_learning_rate(self.policy.optimizer)
         samples = self._samples()
         self.report = None

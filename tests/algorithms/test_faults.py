@@ -366,6 +366,9 @@ def test_training_that_could_change_nothing_is_refused_by_name(algorithm):
         inside = made()
     with pytest.raises(ValueError, match="inference_mode"):
         inside.learn(64)
+    model.learn(64)
+    with th.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        model.train()
     model.policy.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing is trainable: all parameters of ActorCriticPolicy are frozen"):
         model.learn(64)
