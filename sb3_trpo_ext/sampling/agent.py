@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_trpo_ext.masks import choices_of
 from sb3_trpo_ext.observations import length
 from sb3_trpo_ext.originals import differs_from_sb3
 from sb3_trpo_ext.recurrence import Recurrence
@@ -95,7 +96,8 @@ class Agent:
             return self.chunk_size
         questions: tuple[Callable[..., Any], ...] = self.distribution, self.values
         if self.recurrence is not None:
-            questions = tuple(_of_first_states(question, self.recurrence) for question in questions)
+            n_choices = sum(choices_of(self.action_space)) if self.masked else None
+            questions = tuple(_of_first_states(question, self.recurrence, n_choices) for question in questions)
         return states_per_pass(self.policy, questions, observations, self.measured)
 
     def rollout_actor(self, buffer: RolloutBuffer, rollout: Remembering) -> Actor:
@@ -138,12 +140,16 @@ class Agent:
         return fast or TorchActor(self.distribution, self.policy, n_envs)
 
 
-def _of_first_states(question: Callable[..., Any], recurrence: Recurrence) -> Callable[[Any], Any]:
-    """A question to a policy with memory as one about states that begin episodes."""
+def _of_first_states(question: Callable[..., Any], recurrence: Recurrence, n_choices: int | None) -> Callable[[Any], Any]:
+    """A question to a policy with memory as one about states that begin episodes, and allow every choice.
+
+    :param n_choices: in a mask, None without masks
+    """
+    device = recurrence.policy.device
 
     def ask(observations: Any) -> Any:
         n = length(observations)
-        starts = th.ones(n, device=recurrence.policy.device)
-        return question(observations, Context(episode_starts=starts, memory=recurrence.none(n)))
+        masks = None if n_choices is None else th.ones(n, n_choices, dtype=th.bool, device=device)
+        return question(observations, Context(masks, th.ones(n, device=device), recurrence.none(n)))
 
     return ask
