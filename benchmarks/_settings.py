@@ -104,7 +104,17 @@ def zoo_setting(path: Path, env_id: str) -> Setting:
     return Setting(entry, n_envs, {**given, **gamma})
 
 
-_NOT_OF_LEARNING = ("self", "env", "seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
+_NOT_OF_LEARNING = (
+    "self",
+    "env",
+    "seed",
+    "device",
+    "verbose",
+    "tensorboard_log",
+    "stats_window_size",
+    "_init_setup_model",
+    "use_masking",
+)
 
 
 _BEFORE_THE_KEYWORD = {"initial_std": None}

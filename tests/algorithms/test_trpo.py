@@ -322,7 +322,7 @@ def test_what_autograd_keeps_of_a_policy_is_measured_once_a_rollout_and_by_state
         budget, "numbers_saved", lambda function, module: asked.append(function) or 10**6 + 5000 * len(function())
     )
     model = make(policy_kwargs=dict(activation_fn=nn.PReLU))
-    monkeypatch.setattr(model, "action_distribution", lambda observations: observations)
+    monkeypatch.setattr(model, "action_distribution", lambda observations, samples=None: observations)
     monkeypatch.setattr(model, "predict_values", lambda observations: observations)
     sizes = [model.states_per_pass(np.zeros((n, 3), np.float32)) for n in (7, 7, 1)]
     assert sizes == [2**26 // (3 * 4997 + 3)] * 3 and len(asked) == 4
