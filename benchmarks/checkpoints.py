@@ -65,7 +65,7 @@ def main() -> None:
             f"{figures['seconds of an iteration']:.2f}",
             f"{100 * figures['share']:.2f} %",
             f"{figures['kilobytes']:.0f}",
-            ("met" if figures["share"] <= BAR else "missed") if name == "HalfCheetah-v5" else "",
+            ("met" if figures["share"] <= BAR else "missed") if name == "HalfCheetah-v5" and every == 10 else "",
         )
         for name, figures in results.items()
     ]

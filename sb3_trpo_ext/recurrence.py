@@ -30,7 +30,7 @@ from sb3_trpo_ext.numerics.lstm import (
 )
 from sb3_trpo_ext.numerics.parameters import FlatParameters
 from sb3_trpo_ext.originals import differs_from_contrib, differs_from_sb3
-from sb3_trpo_ext.standard_policies import MlpActor, extracts_like_sb3, with_outputs_of
+from sb3_trpo_ext.standard_policies import MlpActor, extracts_like_sb3, has_parameters, with_outputs_of
 
 _MODULE = "sb3_contrib.common.recurrent.policies"
 
@@ -178,6 +178,12 @@ class Recurrence:
         return Memory(pi, vf), segments.last
 
     # -- the Jacobians by hand -------------------------------------------------------------------------
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether all that is learned is in LSTMs and dense layers."""
+        extractors = self.policy.pi_features_extractor, self.policy.vf_features_extractor
+        return self.actor is not None and not any(map(has_parameters, extractors))
 
     @property
     def actor(self) -> MlpActor | None:

@@ -9,7 +9,15 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo_ext import originals
-from sb3_trpo_ext.originals import KNOWN, differs_from_sb3, fingerprint, is_original
+from sb3_trpo_ext.originals import (
+    KNOWN,
+    KNOWN_OF_CONTRIB,
+    differs_from_contrib,
+    differs_from_sb3,
+    fingerprint,
+    is_of_contrib,
+    is_original,
+)
 
 PLAIN = "def act(x):\n    return x + 1\n"
 
@@ -29,6 +37,17 @@ def test_the_installed_sb3_has_the_methods_that_were_read(name):
         f"{name} has the fingerprint {fingerprint(method.__code__)} and is called instead of what is done in its place: "
         "read what has changed in it, then write its fingerprint into KNOWN"
     )
+
+
+@pytest.mark.parametrize("name", KNOWN_OF_CONTRIB)
+def test_the_installed_sb3_contrib_has_the_methods_that_were_read(name):
+    module, cls, method = name.rsplit(".", 2)
+    policy = getattr(importlib.import_module(module), cls)
+    assert is_of_contrib(getattr(policy, method)), fingerprint(getattr(policy, method).__code__)
+    # a recurrent policy is no plain one, which is asked about observations alone
+    assert differs_from_sb3(policy.__new__(policy), (method,)) and not differs_from_contrib(policy.__new__(policy), (method,))
+    mine = type("Mine", (policy,), {method: lambda self: None})
+    assert differs_from_contrib(mine.__new__(mine), (method,))
 
 
 def made_of(source, tmp_path, name):

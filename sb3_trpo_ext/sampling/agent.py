@@ -95,10 +95,12 @@ class Agent:
         if self.chunk_size is not None:
             return self.chunk_size
         questions: tuple[Callable[..., Any], ...] = self.distribution, self.values
+        by_hand = False
         if self.recurrence is not None:
             n_choices = sum(choices_of(self.action_space)) if self.masked else None
             questions = tuple(_of_first_states(question, self.recurrence, n_choices) for question in questions)
-        return states_per_pass(self.policy, questions, observations, self.measured)
+            by_hand = self.recurrence.is_by_hand and not (self.own_distribution or self.own_values)
+        return states_per_pass(self.policy, questions, observations, self.measured, by_hand=by_hand)
 
     def rollout_actor(self, buffer: RolloutBuffer, rollout: Remembering) -> Actor:
         """The leanest way of acting that fills this buffer with what SB3's own loop would.

@@ -22,18 +22,24 @@ Question = Callable[[Any], Any]
 
 
 def states_per_pass(
-    policy: ActorCriticPolicy, questions: Sequence[Question], observations: Any, measured: dict[str, int]
+    policy: ActorCriticPolicy,
+    questions: Sequence[Question],
+    observations: Any,
+    measured: dict[str, int],
+    *,
+    by_hand: bool = False,
 ) -> int:
     """As many states as fit into about 64 MB of observations as the networks see them, as much of the distributions'
     parameters with what a KL makes of them, and 256 MB of what a linearisation keeps of the layers.
 
     :param questions: what a batch of observations is put to: distribution and values
     :param measured: where what had to be measured is kept
+    :param by_hand: whether Jacobian products of all that is learned are written out, which keep no graph of a graph
     """
     seen = max(entries_per_state(observations), numbers_seen(policy.observation_space))
     # three numbers a unit, of either the actor or the critic
     kept = 3 * units(policy) // 2
-    if not is_dense(policy):
+    if not (by_hand or is_dense(policy)):
         if "kept" not in measured:
             measured["kept"] = _kept_of_layers(policy, questions, observations)
         kept = max(kept, 3 * max(measured["kept"] - seen, 0) + seen)

@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_trpo_ext import KLPPOExt, SnapshotWrapper, TRPOExt, VineRolloutBuffer
 from sb3_trpo_ext.sampling.context import Context
-from tests.algorithms.test_memory import GRU
+from tests.algorithms.test_memory import GRU, MaskedRecall
 
 N, T, E = 12, 20, 2
 SMALL = dict(lstm_hidden_size=5, net_arch=[4])
@@ -118,3 +118,11 @@ def test_a_recurrence_of_the_users_own_is_refused_by_name():
         ValueError, match=r"rollout_buffer_class must be another buffer than VineRolloutBuffer.* GRU overrides"
     ):
         make(policy=GRU)
+
+
+@pytest.mark.parametrize("n_branch_actions", ["all", 3])
+def test_branches_with_memory_keep_to_masks(n_branch_actions):
+    """The environment itself refuses what is not allowed."""
+    model = make(env_id=MaskedRecall, branch_length=2, n_branch_actions=n_branch_actions).learn(2 * T * E)
+    allowed = model.rollout_buffer.branches.first.multiplicities.sum(axis=1)
+    assert (allowed == (2 if n_branch_actions == "all" else 3)).all() and set(model.outcome_counts) == {"accepted"}
