@@ -76,7 +76,8 @@ class TRPOExt(NaturalGradientExt):
         (minibatches with ``policy.optimizer``, as sb3_contrib does), or ``"none"`` (no V: the advantage is the
         discounted return, cut at the end of the rollout); ``"auto"`` is Adam where one of its keywords has
         another value than its default or the critic's features are learned (images), else Gauss-Newton
-    :param critic_steps: Gauss-Newton steps per update
+    :param critic_steps: Gauss-Newton steps per update; where ``critic="auto"`` chooses and the critic has an LSTM of its
+        own, 3 stands for 1
     :param critic_cg_steps: conjugate gradient steps in each
     :param max_grad_norm: clip the gradient of ``critic="adam"`` at this norm; 0: no clipping
     :param values_at_each_step: compute values and log-probabilities at each step of a rollout, for
