@@ -306,7 +306,7 @@ class Forbidding(TRPOExt):
     "arguments", [{}, dict(values_at_each_step=True), dict(rollout_buffer_class=OwnAdd)], ids=["plain", "values", "own_add"]
 )
 def test_the_one_method_is_asked_however_the_buffer_is_filled(arguments):
-    model = Forbidding("MlpPolicy", env_of(spaces.Discrete(3)), n_steps=T, device="cpu", **arguments)
+    model = Forbidding("MlpPolicy", env_of(spaces.Discrete(3)), n_steps=T, seed=0, device="cpu", **arguments)
     assert model.actor_path == "torch"
     collect(model, TRPOExt.collect_rollouts)
     assert model.rollout_buffer.actions.min() == 1
