@@ -100,12 +100,14 @@ def collect_single_path(
     actor.prepare(n_rollout_steps)
     recorder: Recorder = (ImmediateRecorder if actor.knows_values else DeferredRecorder)(agent, buffer, rollout)
     for t in range(n_rollout_steps):
-        agent.explore_anew(env.num_envs, t)
+        if agent.sde_sample_freq is not None:
+            agent.explore_anew(env.num_envs, t)
         if visit is not None:
             visit(t)
-        context = rollout.context(rollout.observations)
+        observations = rollout.observations
+        context = rollout.context(observations)
         further = () if context is None else (context,)
-        acted = actor.act(rollout.observations, t, *further)
+        acted = actor.act(observations, t, *further)
         if context is not None:
             keep_context(buffer, context)
         clipped_actions = to_env(acted.actions)
